@@ -1,0 +1,3 @@
+"""Sparse autoencoders as shell pipelines over checkpoint files."""
+
+__version__ = "0.1.0"

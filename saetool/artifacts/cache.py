@@ -1,0 +1,230 @@
+"""An activation cache: a folder of safetensors shards and a ``manifest.json``, written last.
+
+    manifest.json      header, shards with their hashes, splits, scalar statistics
+    shard-00000.st     acts [rows, d], and per row: tokens, positions, contexts, documents (int32)
+    statistics.st      mean [d] and variance [d] of the train split (float64)
+    vocabulary.json    the tokenizer's string of each token id, so that no tokenizer is needed later
+
+Rows of one context (a packed run of ``ctx_len`` tokens) are consecutive and in order; contexts are numbered from 0
+within the cache, and every shard belongs to one split, ``train`` or ``heldout``: the split is by document.
+A cache is identified by the SHA-256 of its manifest, which holds the SHA-256 of every shard.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saetool.artifacts import container
+from saetool.artifacts import header as h
+from saetool.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TRAIN, HELDOUT = "train", "heldout"
+ROW_TENSORS = ("tokens", "positions", "contexts", "documents")
+HINT = "caches are made by: saetool cache -o acts"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as the manifest lists it."""
+
+    name: str
+    split: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An opened cache. Opening reads the manifest and checks the shards' sizes; tensors are memory-mapped on use."""
+
+    path: Path
+    header: h.Header
+    shards: tuple[Shard, ...]
+    splits: dict[str, dict[str, int]]
+    """Per split: rows, contexts, documents, tokens (tokens before rows were dropped)."""
+    statistics: dict[str, float]
+    """Of the train split: mean_sq_norm (E‖x‖²), mean_norm, total_variance, … (names say what they are)."""
+    sha256: str
+
+    @property
+    def d_in(self) -> int:
+        return int(self.header.config["d_in"])
+
+    def rows(self, split: str) -> int:
+        return sum(s.rows for s in self.shards if s.split == split)
+
+    def as_input(self, role: str = "acts") -> h.Input:
+        return h.Input(role, self.path.name, self.sha256, h.CACHE)
+
+    def shard_tensors(self, shard: Shard) -> dict[str, "Tensor"]:
+        """The shard's tensors, memory-mapped."""
+        return container.open_tensors(self.path / shard.name, ["acts", *ROW_TENSORS])
+
+    def iter_split(self, split: str) -> Iterator[dict[str, "Tensor"]]:
+        """The tensors of each shard of ``split``, in stored order."""
+        for shard in self.shards:
+            if shard.split == split:
+                yield self.shard_tensors(shard)
+
+    def row_tensor(self, split: str, name: str) -> "Tensor":
+        """One of ``ROW_TENSORS`` over the whole split, int32 [rows]."""
+        import torch
+
+        parts = [tensors[name] for tensors in self.iter_split(split)]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The string of each token id."""
+        return container.read_json(self.path / "vocabulary.json")[1]["strings"]
+
+    def moments(self) -> dict[str, "Tensor"]:
+        """``mean`` and ``variance`` [d] of the train split, float64."""
+        return container.read_tensors(self.path / "statistics.st", h.STATISTICS).tensors
+
+
+def open_cache(path: Path) -> Cache:
+    """Open the cache in folder ``path``. Raises ``ArtifactError`` if it is none, unfinished or damaged."""
+    manifest = path / "manifest.json"
+    if not path.exists():
+        partial = path.with_name(path.name + ".partial")
+        raise ArtifactError(
+            f"{path}: no such cache" + (f" (unfinished: {partial.name}/)" if partial.exists() else ""),
+            "run the same saetool cache command again to finish it" if partial.exists() else HINT,
+        )
+    if not path.is_dir() or not manifest.exists():
+        found = f"schema {container.read_header(path).schema}" if path.is_file() else "no manifest.json in it"
+        raise ArtifactError(f"{path}: is not an activation cache ({found})", HINT)
+    header, payload = container.read_json(manifest)
+    h.expect(header, h.CACHE, str(manifest), HINT)
+    try:
+        shards = tuple(Shard(**s) for s in payload["shards"])
+        splits, statistics = payload["splits"], payload["statistics"]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{manifest}: damaged ({error})", "make the cache again") from None
+    for shard in shards:
+        file = path / shard.name
+        size = file.stat().st_size if file.is_file() else None
+        if Path(shard.name).name != shard.name or size is None:
+            raise ArtifactError(f"{file}: missing from the cache", "make the cache again with --overwrite")
+        if size != shard.bytes:
+            raise ArtifactError(
+                f"{file}: has {size} bytes where the manifest says {shard.bytes}",
+                "make the cache again with --overwrite",
+            )
+    return Cache(path, header, shards, splits, statistics, h.sha256_file(manifest))
+
+
+class CacheWriter:
+    """Writes a cache shard by shard into ``NAME.partial/`` and renames it when the manifest is in.
+
+    Shards are the resume points: one that is there is whole (each is written atomically) and, if its key is the
+    wanted one, kept. Statistics are summed per shard in float64 and combined in shard order, so that an
+    interrupted and resumed run gives the same bytes as an undisturbed one.
+    """
+
+    def __init__(self, path: Path, plan: h.Plan, *, resume: bool = True) -> None:
+        self.path = path
+        self.plan = plan
+        self.partial = path.with_name(path.name + ".partial")
+        container.check_target(self.partial.parent / "probe")
+        if self.partial.exists() and not (resume and self._resumable()):
+            shutil.rmtree(self.partial)
+        self.partial.mkdir(exist_ok=True)
+        if not (self.partial / "key").exists():
+            container.write_bytes(self.partial / "key", plan.key.encode())
+        self._shards: list[Shard] = []
+        self._sums: list[dict[str, Tensor]] = []
+
+    def _resumable(self) -> bool:
+        key = self.partial / "key"
+        return key.is_file() and key.read_text() == self.plan.key
+
+    def has(self, index: int) -> bool:
+        """Whether shard ``index`` was finished by an earlier run."""
+        return (self.partial / f"shard-{index:05d}.st").is_file()
+
+    def add(self, split: str, tensors: dict[str, "Tensor"] | None) -> None:
+        """Write the next shard: ``acts`` [rows, d] and the ``ROW_TENSORS``; ``None`` keeps the one already there.
+
+        Raises ``ArtifactError`` if an activation is NaN or infinite.
+        """
+        import torch
+
+        name = f"shard-{len(self._shards):05d}.st"
+        file = self.partial / name
+        if tensors is not None:
+            acts = tensors["acts"]
+            exact = acts.double()
+            if not torch.isfinite(exact).all():
+                row = int((~torch.isfinite(exact)).any(dim=1).nonzero()[0])
+                raise ArtifactError(
+                    f"{self.path}: the activations hold NaN or infinity (row {row} of {name})",
+                    "try --dtype float32; a model that overflows in bfloat16 shows this",
+                )
+            squares = exact.square()
+            sums = {
+                "sum": exact.sum(0),
+                "sum_of_squares": squares.sum(0),
+                "sum_of_norms": squares.sum(1).sqrt().sum().reshape(1),
+            }
+            config = {"split": split, "index": len(self._shards)}
+            container.write_tensors(file, {**tensors, **sums}, self.plan.header(config=config))
+        contents = container.read_contents(file)
+        loaded = container.open_tensors(file, ["sum", "sum_of_squares", "sum_of_norms"])
+        self._sums.append({k: v.clone() for k, v in loaded.items()})
+        rows = contents.tensors["acts"].shape[0]
+        self._shards.append(Shard(name, split, rows, file.stat().st_size, h.sha256_file(file)))
+
+    def finish(
+        self,
+        header: h.Header,
+        splits: dict[str, dict[str, int]],
+        vocabulary: list[str],
+    ) -> str:
+        """Write statistics, vocabulary and manifest, and move the folder to its name. Returns the manifest's hash."""
+        import torch
+
+        train = [s for s, shard in zip(self._sums, self._shards, strict=True) if shard.split == TRAIN]
+        rows = sum(shard.rows for shard in self._shards if shard.split == TRAIN)
+        if not rows:
+            raise ArtifactError(f"{self.path}: no activations to write", "give more text")
+        total = {name: sum((s[name] for s in train), torch.zeros(())) for name in train[0]}
+        mean = total["sum"] / rows
+        variance = (total["sum_of_squares"] / rows - mean.square()).clamp_min(0)
+        mean_sq_norm = float(total["sum_of_squares"].sum() / rows)
+        total_variance = float(variance.sum())
+        statistics = {
+            "mean_sq_norm": mean_sq_norm,
+            "mean_norm": float(total["sum_of_norms"] / rows),
+            "total_variance": total_variance,
+            "largest_dim_variance_share": float(variance.max()) / total_variance if total_variance else 0.0,
+            "largest_dim": int(variance.argmax()),
+            "mean_vector_sq_norm_share": float(mean.square().sum()) / mean_sq_norm if mean_sq_norm else 0.0,
+        }
+        container.write_tensors(
+            self.partial / "statistics.st",
+            {"mean": mean, "variance": variance},
+            dataclasses.replace(header, schema=h.STATISTICS),
+        )
+        container.write_json(
+            self.partial / "vocabulary.json", dataclasses.replace(header, schema=h.STATISTICS), {"strings": vocabulary}
+        )
+        shards = [dataclasses.asdict(s) for s in self._shards]
+        (self.partial / "key").unlink()
+        sha256 = container.write_json(
+            self.partial / "manifest.json", header, {"shards": shards, "splits": splits, "statistics": statistics}
+        )
+        if self.path.exists():  # --overwrite: the old cache goes only when the new one is whole
+            shutil.rmtree(self.path)
+        os.replace(self.partial, self.path)
+        return sha256

@@ -1,0 +1,322 @@
+"""Reading and writing files: atomically, strictly, without pickle.
+
+``read_header`` and ``tensor_infos`` need no torch: a safetensors file is eight bytes of length, a JSON header and
+the raw tensors, and its first two parts are read here directly, which also catches truncation.
+"""
+
+import json
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from saetool.artifacts import header as h
+from saetool.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METADATA_KEY = "saetool"
+_MAX_HEADER = 100_000_000  # the safetensors format's own limit
+_ITEM_SIZE = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Header and tensor shapes of one safetensors file, read without its tensors."""
+
+    header: h.Header
+    tensors: dict[str, TensorInfo]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_contents(path: Path) -> Contents:
+    """Header and shapes of the ``.st`` file at ``path``; no torch, no tensor is read."""
+    raw, size = _open_prefix(path)
+    return _parse_prefix(raw, size, str(path))
+
+
+def read_header(path: Path) -> h.Header:
+    """The header of any artifact: ``.st``, ``.json``, ``.jsonl``, or the folder of a cache."""
+    if path.is_dir():
+        return read_json(path / "manifest.json")[0]
+    with _opening(path) as file:
+        first = file.read(9)
+    if len(first) == 9 and first[8:9] == b"{" and first[:1] != b"{":
+        return read_contents(path).header
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)[0]
+    return read_json(path)[0]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A safetensors artifact, read whole."""
+
+    header: h.Header
+    tensors: dict[str, "Tensor"]
+    """On the CPU, in the stored types."""
+    sha256: str
+
+
+def read_tensors(path: Path, schema: str, hint: str | None = None) -> Loaded:
+    """Read a ``.st`` file of kind ``schema``, tensors and all; ``-`` reads standard input."""
+    from safetensors.torch import load, load_file
+
+    if str(path) == "-":
+        data = sys.stdin.buffer.read()
+        contents = _parse_prefix(data, len(data), "standard input")
+        h.expect(contents.header, schema, "standard input", hint)
+        return Loaded(contents.header, load(data), h.sha256_bytes(data))
+    header = h.expect(read_header(path), schema, str(path), hint)
+    read_contents(path)
+    return Loaded(header, load_file(path), h.sha256_file(path))
+
+
+def open_tensors(path: Path, names: Sequence[str]) -> dict[str, "Tensor"]:
+    """Some tensors of a ``.st`` file, memory-mapped: read from the disk as they are touched."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def read_json(path: Path) -> tuple[h.Header, dict[str, Any]]:
+    """Header and payload of a JSON artifact; ``-`` reads standard input."""
+    where = "standard input" if str(path) == "-" else str(path)
+    text = _read_text(path)
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{where}: not JSON ({error})", "is the file cut off? make it again") from None
+    if not isinstance(data, dict) or METADATA_KEY not in data:
+        raise ArtifactError(f"{where}: JSON without a saetool header", "was it written by saetool?")
+    payload = {k: v for k, v in data.items() if k != METADATA_KEY}
+    return h.parse(data[METADATA_KEY], where), payload
+
+
+def read_jsonl(path: Path) -> tuple[h.Header, list[dict[str, Any]]]:
+    """Header (first line) and records of a JSONL artifact; ``-`` reads standard input."""
+    where = "standard input" if str(path) == "-" else str(path)
+    records = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise ArtifactError(f"{where}: line {number} is not JSON", "is the file cut off? make it again") from None
+    if not records or not isinstance(records[0], dict) or METADATA_KEY not in records[0]:
+        raise ArtifactError(f"{where}: its first line is no saetool header", "was it written by saetool?")
+    return h.parse(records[0][METADATA_KEY], where), records[1:]
+
+
+def _read_text(path: Path) -> str:
+    if str(path) == "-":
+        return sys.stdin.buffer.read().decode("utf-8")
+    with _opening(path) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{path}: not a text file", "a JSON artifact of saetool was expected") from None
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ArtifactError(f"{path}: is a folder where a file was expected") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
+        yield file
+
+
+def _open_prefix(path: Path) -> tuple[bytes, int]:
+    """The first 8 + n bytes of a safetensors file (n = header length), and the file's size."""
+    with _opening(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        raw = file.read(8)
+        n = int.from_bytes(raw, "little")
+        if len(raw) == 8 and n <= min(_MAX_HEADER, size - 8):
+            raw += file.read(n)
+    return raw, size
+
+
+def _parse_prefix(raw: bytes, size: int, where: str) -> Contents:
+    """Check and parse a safetensors prefix. ``size`` is the whole file's size in bytes."""
+    n = int.from_bytes(raw[:8], "little")
+    if len(raw) < 9 or n > _MAX_HEADER or raw[8:9] != b"{":
+        raise ArtifactError(f"{where}: not a safetensors file", "a .st file written by saetool was expected")
+    if len(raw) < 8 + n:
+        raise ArtifactError(f"{where}: cut off inside its header ({size} bytes)", "make or copy it again")
+    try:
+        table = json.loads(raw[8 : 8 + n])
+        metadata = table.pop("__metadata__", {})
+        tensors = {name: TensorInfo(t["dtype"], tuple(t["shape"])) for name, t in table.items()}
+        end = max((t["data_offsets"][1] for t in table.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{where}: its safetensors header is damaged", "make or copy it again") from None
+    if METADATA_KEY not in metadata:
+        raise ArtifactError(
+            f"{where}: safetensors without a saetool header (tensors: {', '.join(sorted(tensors)[:6]) or 'none'})",
+            "saetool reads files that saetool wrote",
+        )
+    if size != 8 + n + end:
+        raise ArtifactError(
+            f"{where}: cut off: {size} bytes where its header promises {8 + n + end}", "make or copy it again"
+        )
+    for name, info in tensors.items():
+        if info.dtype not in _ITEM_SIZE or any(not isinstance(s, int) or s < 0 for s in info.shape):
+            raise ArtifactError(f"{where}: tensor {name} has an unusable type or shape", "make or copy it again")
+    try:
+        data = json.loads(metadata[METADATA_KEY])
+    except ValueError:
+        raise ArtifactError(f"{where}: its saetool header is damaged (not JSON)", "make it again") from None
+    return Contents(h.parse(data, where), tensors)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def check_target(path: Path) -> Path:
+    """The real file that writing to ``path`` would replace; raises if it could not be written.
+
+    Symlinks are followed, so that the link survives; anything but a regular file is refused.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise ArtifactError(f"{path}: is {kind}", "choose another output with -o")
+    if not target.parent.is_dir():
+        raise ArtifactError(f"{path}: its folder {target.parent.name}/ does not exist", "make the folder first")
+    if not os.access(target.parent, os.W_OK):
+        raise ArtifactError(f"{path}: its folder is not writable", "choose another output with -o")
+    return target
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that becomes ``path`` when the block ends well, and vanishes when it does not."""
+    target = check_target(path)
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write ``data`` atomically to ``path`` (``-``: standard output) and return its SHA-256."""
+    if str(path) == "-":
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        with atomic_file(path) as file:
+            file.write(data)
+    return h.sha256_bytes(data)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: h.Header) -> str:
+    """Write a ``.st`` file atomically and return its SHA-256. ``-`` writes to standard output, if no terminal."""
+    from safetensors.torch import save
+
+    if str(path) == "-" and sys.stdout.isatty():
+        raise ArtifactError("refusing to write tensors to a terminal", "redirect it, or give -o FILE.st")
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return write_bytes(path, save(plain, metadata={METADATA_KEY: h.canonical(header.to_json())}))
+
+
+def json_bytes(header: h.Header, payload: Mapping[str, Any]) -> bytes:
+    """A JSON artifact: the header under ``saetool``, indented, keys sorted, undefined numbers null."""
+    data = h.finite({**payload, METADATA_KEY: header.to_json()})
+    text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8")
+
+
+def write_json(path: Path, header: h.Header, payload: Mapping[str, Any]) -> str:
+    """Write a JSON artifact atomically (``-``: standard output) and return its SHA-256."""
+    return write_bytes(path, json_bytes(header, payload))
+
+
+def write_jsonl(path: Path, header: h.Header, records: list[dict[str, Any]]) -> str:
+    """Write a JSONL artifact atomically: the header's line, then one line a record. Returns its SHA-256."""
+    lines = [
+        h.canonical({METADATA_KEY: h.finite(header.to_json())}),
+        *(h.canonical(h.finite(r)) for r in records),
+    ]
+    return write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8"))
+
+
+# --- outputs that exist already --------------------------------------------------------------------------------
+
+
+def up_to_date(path: Path, plan: h.Plan, *, overwrite: bool) -> bool:
+    """Whether the artifact at ``path`` is the one wanted (equal key); its time is renewed if so.
+
+    Raises ``ArtifactError`` when ``path`` cannot be written, or holds something else and ``overwrite`` is false.
+    """
+    if str(path) == "-":
+        return False
+    if plan.schema == h.CACHE:
+        path = path / "manifest.json"
+        if not path.exists():
+            if path.parent.is_dir() and any(path.parent.iterdir()):
+                raise ArtifactError(
+                    f"{path.parent}: is a folder with something else in it", "choose another output with -o"
+                )
+            return False
+    else:
+        check_target(path)
+        if not path.exists():
+            return False
+    if overwrite:
+        return False
+    try:
+        found = read_header(path)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error.message}: exists, will not be replaced", "pass --overwrite to replace it"
+        ) from None
+    if found.key == plan.key:
+        os.utime(path)
+        return True
+    raise ArtifactError(
+        f"{path}: exists and is not what was asked for ({plan.difference(found)})",
+        "pass --overwrite to replace it, or choose another output with -o",
+    )

@@ -1,0 +1,3 @@
+"""The options of each verb with their defaults, units and sources. No torch here."""
+
+from dataclasses import dataclass

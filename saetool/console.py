@@ -1,0 +1,147 @@
+"""What a command says: data on standard output, words and progress bars on standard error."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from saetool.artifacts.header import Header, finite
+
+
+class Advance(Protocol):
+    """Moves a progress bar on by ``n``; ``note`` is shown beside it (a loss, a rate)."""
+
+    def __call__(self, n: int = 1, note: str = "") -> None: ...
+
+
+class Console:
+    """Standard error for people (nothing with ``quiet``), standard output for data (a record with ``as_json``)."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+
+    def say(self, text: str) -> None:
+        """One plain line on standard error."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """A small table on standard error: drawn on a terminal, tab-separated lines elsewhere."""
+        if self.quiet:
+            return
+        if not sys.stderr.isatty():
+            self.say(title)
+            for row in [columns, *rows]:
+                self.say("\t".join(row))
+            return
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+
+        drawn = Table(title=title, title_justify="left")
+        for i, column in enumerate(columns):
+            drawn.add_column(column, justify="left" if i == 0 else "right")
+        for row in rows:
+            drawn.add_row(*row)
+        RichConsole(stderr=True).print(drawn)
+
+    @contextmanager
+    def progress(self, label: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Advance]:
+        """A progress bar with rate and time left; without a terminal, a plain line now and then.
+
+        ``done`` of ``total`` are finished already (a resumed run).
+        """
+        if self.quiet:
+            yield lambda n=1, note="": None
+        elif not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+            yield _plain_progress(self, label, total, unit, done)
+        else:
+            yield from _drawn_progress(label, total, unit, done)
+
+    def emit(self, header: Header, path: Path, sha256: str, metrics: Mapping[str, Any], *, fresh: bool = True) -> None:
+        """The command's data: the path written, or with ``as_json`` one record {kind, path, sha256, key, metrics}."""
+        if str(path) == "-":
+            return
+        if not fresh:
+            self.say(f"{path}: up to date")
+        if self.as_json:
+            kind = header.schema.partition("/")[2].partition("@")[0]
+            record = {
+                "kind": kind,
+                "path": str(path),
+                "sha256": sha256,
+                "key": header.key,
+                "metrics": dict(metrics),
+            }
+            print(json.dumps(finite(record), sort_keys=True, ensure_ascii=False, allow_nan=False), flush=True)
+        else:
+            print(path, flush=True)
+
+    def plan(self, steps: Mapping[str, Any]) -> None:
+        """What ``--dry-run`` would have done: lines on standard output, or one record with ``as_json``."""
+        if self.as_json:
+            print(json.dumps(finite(dict(steps)), sort_keys=True, ensure_ascii=False, default=str), flush=True)
+            return
+        for name, value in steps.items():
+            print(f"{name}: {value}", flush=True)
+
+
+def _plain_progress(console: Console, label: str, total: int, unit: str, done: int) -> Advance:
+    import time
+
+    start = last = time.monotonic()
+    count = done
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal count, last
+        count += n
+        now = time.monotonic()
+        if now - last >= 20 or count >= total > count - n:
+            rate = (count - done) / max(now - start, 1e-9)
+            left = (total - count) / max(rate, 1e-9)
+            end = f", {left:.0f} s left" if count < total else f" in {now - start:.0f} s"
+            console.say(f"{label}: {count:,}/{total:,} {unit}, {rate:,.0f} {unit}/s{end}{' ' + note if note else ''}")
+            last = now
+
+    return advance
+
+
+def _drawn_progress(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    from rich.console import Console as RichConsole
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        Rate(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=RichConsole(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=total, completed=done, note="")
+
+        def advance(n: int = 1, note: str = "") -> None:
+            if note:
+                bar.update(task, advance=n, note=note)
+            else:
+                bar.update(task, advance=n)
+
+        yield advance

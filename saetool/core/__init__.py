@@ -1,0 +1,1 @@
+"""Pure functions and one module class: no paths, no printing, no clocks, explicit generators."""

@@ -1,0 +1,92 @@
+"""Activation functions of sparse autoencoders.
+
+    relu        z = max(p, 0)
+    topk        z keeps the k largest of max(p, 0) in each row            (Gao et al. 2024, arXiv 2406.04093)
+    batch_topk  z keeps the n·k largest of max(p, 0) over n rows at once  (Bussmann et al. 2024, arXiv 2412.06410)
+    jumprelu    z = p · 1[p > θ]                                          (Rajamanoharan et al. 2024, arXiv 2407.14435)
+
+p are the pre-activations. Kept values are unchanged; a selected zero is no activation: count active as z > 0.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def topk(p: Float[Tensor, "n d_sae"], k: int) -> Float[Tensor, "n d_sae"]:
+    """Keep the ``k`` largest positive values of each row, zero the rest."""
+    positive = p.relu()
+    values, indices = positive.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(positive).scatter(-1, indices, values)
+
+
+def batch_topk_cut(p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0) -> Float[Tensor, ""]:
+    """The smallest value BatchTopK keeps here: the (n·k)-th largest of max(p, 0), or 0 if too few are positive.
+
+    ``hint`` is a guess of the cut (last batch's, a little lowered). Only values above it are ranked, which is exact
+    whenever at least n·k are; otherwise all positive values are ranked. The result does not depend on it.
+    """
+    wanted = p.shape[0] * k
+    for floor in (max(hint, 0.0), 0.0):
+        survivors = p[p > floor]
+        if survivors.numel() >= wanted:
+            return survivors.kthvalue(survivors.numel() - wanted + 1).values
+    return torch.zeros((), dtype=p.dtype, device=p.device)
+
+
+def batch_topk(p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0) -> Float[Tensor, "n d_sae"]:
+    """Keep the n·``k`` largest positive values of the whole batch, zero the rest (values tied with the cut stay)."""
+    cut = batch_topk_cut(p.detach(), k, hint)
+    return p * ((p >= cut) & (p > 0))
+
+
+def jumprelu(p: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, "n d_sae"]:
+    """p where p > θ (strictly) and p > 0, else 0."""
+    return p * ((p > threshold) & (p > 0))
+
+
+class _JumpReLU(torch.autograd.Function):
+    """JumpReLU with the rectangle-kernel straight-through gradient of θ (arXiv 2407.14435, eq. 11)."""
+
+    @staticmethod
+    def forward(ctx, p, threshold, bandwidth):  # type: ignore[override]
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return p * (p > threshold)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        p, threshold = ctx.saved_tensors
+        near = ((p - threshold).abs() < ctx.bandwidth / 2).to(p.dtype)
+        grad_threshold = -(threshold / ctx.bandwidth) * (near * grad).sum(0)
+        return grad * (p > threshold), grad_threshold, None
+
+
+class _Step(torch.autograd.Function):
+    """1[p > θ], whose gradient reaches θ alone (arXiv 2407.14435, eq. 12)."""
+
+    @staticmethod
+    def forward(ctx, p, threshold, bandwidth):  # type: ignore[override]
+        ctx.save_for_backward(p, threshold)
+        ctx.bandwidth = bandwidth
+        return (p > threshold).to(p.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        p, threshold = ctx.saved_tensors
+        near = ((p - threshold).abs() < ctx.bandwidth / 2).to(p.dtype)
+        return None, -(near * grad).sum(0) / ctx.bandwidth, None
+
+
+def jumprelu_ste(
+    p: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
+) -> Float[Tensor, "n d_sae"]:
+    """JumpReLU of max(p, 0) for training: exact forward, rectangle-kernel gradient of ``threshold``."""
+    return _JumpReLU.apply(p.relu(), threshold, bandwidth)
+
+
+def step_ste(
+    p: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
+) -> Float[Tensor, "n d_sae"]:
+    """1[max(p, 0) > θ] for the L0 penalty: exact forward, rectangle-kernel gradient of ``threshold``."""
+    return _Step.apply(p.relu(), threshold, bandwidth)

@@ -1,0 +1,176 @@
+"""The sparse autoencoder.
+
+    p  = (x − [c] b_dec) W_enc + b_enc        [c]: whether b_dec is subtracted before the encoder
+    z  = activation(p)                        relu | topk | batchtopk | jumprelu (core/activations.py)
+    x̂  = z W_dec + b_dec
+
+At inference a BatchTopK SAE with a ``threshold`` is a JumpReLU SAE (eq. 8 of Leask et al., arXiv 2502.04878):
+z = p · 1[p > θ]. Tensor names and orientation are SAELens'.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saetool.core import activations
+from saetool.errors import ConfigError
+
+ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu")
+
+
+@dataclass(frozen=True)
+class SAE:
+    """Weights and the few facts needed to apply them. Immutable: what changes them returns a new one."""
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, " d_in"]
+    threshold: Float[Tensor, " d_sae"] | None
+    """θ of each latent; where present, z = p · 1[p > θ] whatever ``arch`` says."""
+    arch: str
+    """How it was trained: batchtopk, topk, relu or jumprelu."""
+    k: int | None
+    """Active latents per token, for topk and batchtopk."""
+    subtract_b_dec: bool = True
+    """Whether b_dec is subtracted from the input before the encoder."""
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_enc.shape[1]
+
+    @property
+    def inference(self) -> str:
+        """The activation used to encode: jumprelu where there is a threshold, else the architecture's own."""
+        return "jumprelu" if self.threshold is not None else self.arch
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "SAE":
+        """The same SAE with ``function`` applied to each tensor (a device, a dtype)."""
+        return replace(
+            self,
+            **{
+                name: None if tensor is None else function(tensor)
+                for name, tensor in (
+                    (name, getattr(self, name)) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+                )
+            },
+        )
+
+    def pre_activations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+        """p = (x − [c] b_dec) W_enc + b_enc."""
+        if self.subtract_b_dec:
+            x = x - self.b_dec
+        return torch.addmm(self.b_enc, x, self.W_enc)
+
+    def encode(self, x: Float[Tensor, "n d_in"], *, batch: bool = False) -> Float[Tensor, "n d_sae"]:
+        """z, each row on its own.
+
+        A BatchTopK SAE without a threshold has no such encoding; ``batch=True`` asks for the training-time one,
+        which selects among all rows of ``x`` together (so the result depends on the batch).
+        """
+        p = self.pre_activations(x)
+        if batch and self.arch == "batchtopk":
+            return activations.batch_topk(p, self._k())
+        match self.inference:
+            case "jumprelu":
+                assert self.threshold is not None
+                return activations.jumprelu(p, self.threshold)
+            case "topk":
+                return activations.topk(p, self._k())
+            case "relu":
+                return p.relu()
+            case _:
+                raise ConfigError(
+                    "a BatchTopK SAE without a threshold cannot encode single tokens",
+                    "estimate one first: saetool threshold SAE.st -o SAE.threshold.st",
+                )
+
+    def decode(self, z: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
+        """x̂ = z W_dec + b_dec."""
+        return torch.addmm(self.b_dec, z, self.W_dec)
+
+    def _k(self) -> int:
+        assert self.k is not None
+        return self.k
+
+
+def fold_scale(sae: SAE, scale: float) -> SAE:
+    """The SAE on raw inputs that equals ``sae`` on inputs multiplied by ``scale``.
+
+    For x_norm = x·c: b_enc' = b_enc/c, b_dec' = b_dec/c, θ' = θ/c, weights unchanged, with or without [c]; then
+    z' = z/c and x̂' = x̂/c (Gemma Scope, arXiv 2408.05147, appendix A).
+    """
+    return replace(
+        sae,
+        b_enc=sae.b_enc / scale,
+        b_dec=sae.b_dec / scale,
+        threshold=None if sae.threshold is None else sae.threshold / scale,
+    )
+
+
+def fold_decoder_norms(sae: SAE) -> SAE:
+    """The same function with unit decoder rows: W_enc·‖d‖, b_enc·‖d‖, θ·‖d‖, d/‖d‖ for each latent.
+
+    Exact for relu and jumprelu, and for topk only where all norms are equal (selection is by z, which is rescaled);
+    so other norms than 1 are refused for topk and batchtopk without a threshold. Zero rows are left as they are.
+    """
+    norms = sae.W_dec.norm(dim=1)
+    if sae.inference in ("topk", "batchtopk"):
+        if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
+            raise ConfigError(f"decoder norms of a {sae.inference} SAE cannot be folded: selection would change")
+        norms = torch.ones_like(norms)
+    norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+    return replace(
+        sae,
+        W_enc=sae.W_enc * norms,
+        b_enc=sae.b_enc * norms,
+        W_dec=sae.W_dec / norms[:, None],
+        threshold=None if sae.threshold is None else sae.threshold * norms,
+    )
+
+
+def unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Rows divided by their L2 norm; a zero row stays zero (its cosine with anything is then 0, never NaN)."""
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def initial(
+    d_in: int, d_sae: int, arch: str, k: int | None, b_dec: Float[Tensor, " d_in"], generator: torch.Generator
+) -> SAE:
+    """A fresh SAE: random unit decoder rows, W_enc = W_decᵀ, b_enc = 0 (Gao et al. 2024, appendix A.1)."""
+    rows = torch.randn(d_sae, d_in, generator=generator, dtype=torch.float32)
+    W_dec = unit_rows(rows)
+    threshold = torch.full((d_sae,), 0.1) if arch == "jumprelu" else None
+    return SAE(
+        W_enc=W_dec.T.contiguous().clone(),
+        b_enc=torch.zeros(d_sae),
+        W_dec=W_dec,
+        b_dec=b_dec.to(torch.float32).clone(),
+        threshold=threshold,
+        arch=arch,
+        k=k,
+        subtract_b_dec=True,
+    )
+
+
+def check(sae: SAE, where: str) -> None:
+    """Raise ``ConfigError`` unless shapes agree, values are finite and k fits."""
+    d_in, d_sae = sae.W_enc.shape
+    shapes = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
+    for name, shape in shapes.items():
+        tensor = getattr(sae, name)
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ConfigError(f"{where}: {name} has shape {tuple(tensor.shape)}, {shape} expected")
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        if not math.isfinite(float(getattr(sae, name).abs().max())):
+            raise ConfigError(f"{where}: {name} holds NaN or infinity")
+    if sae.inference in ("topk", "batchtopk") and not (sae.k and 1 <= sae.k <= d_sae):
+        raise ConfigError(f"{where}: k={sae.k} with {d_sae} latents")

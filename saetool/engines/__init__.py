@@ -1,0 +1,1 @@
+"""Loops over data: take config and objects, yield events; no command line, no printing."""
