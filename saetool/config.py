@@ -1,3 +1,136 @@
 """The options of each verb with their defaults, units and sources. No torch here."""
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """``saetool cache``."""
+
+    out: str = "acts"
+    hook: str = "blocks.8.hook_resid_post"
+    """Site of the embedded model (SmolLM2-135M: 30 blocks, width 576); other models need one to be named."""
+    ctx_len: int = 128
+    """Tokens per context, BOS included. The paper: 128 (appendix A.5)."""
+    tokens: int = 500_000
+    """Tokens of the embedded corpus that are used, both splits together; other text is used whole."""
+    bos: bool = True
+    """Each context begins with the tokenizer's BOS token, if it has one."""
+    keep_special: bool = False
+    """Keep the rows of position 0 and of special tokens: attention sinks with many times the usual norm."""
+    heldout: float = 0.1
+    """Share of the documents that ``train`` never sees."""
+    dtype: str = "bf16"
+    """Of model and storage. Fixed, not chosen by device: a result must not depend on the machine."""
+    batch_size: int = 4096
+    """In tokens, per forward pass; whole contexts are used."""
+    shard_bytes: int = 64 * 1024 * 1024
+    """Activations per shard, about. A shard is what an interrupted run can lose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named setting of ``saetool cache``; options given explicitly win."""
+
+    model: str
+    hook: str
+    dataset: str
+    tokens: int
+
+
+PRESETS = {
+    # Appendix A.5 of the paper. 300M tokens are 460 GB in bf16: give --tokens for less.
+    "paper-gpt2": Preset(
+        model="gpt2", hook="blocks.8.hook_resid_pre", dataset="Skylion007/openwebtext", tokens=300_000_000
+    ),
+}
+
+DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """``saetool train``. ``None`` means: derived from width or length when the run starts, and then recorded."""
+
+    arch: str = "batchtopk"
+    k: int = 32
+    """Active latents per token (batchtopk: on average). BatchTopK paper: 16, 32, 64."""
+    latents: int = 2304
+    """Dictionary size."""
+    tokens: int = 8_000_000
+    """Length of the run, in tokens (activations); whole batches are used."""
+    batch_size: int = 1024
+    """In tokens. Smaller batches than the usual 4096 gave more agreement between seeds at equal tokens."""
+    lr: float | None = None
+    """Adam's learning rate; None: 2e-4·sqrt(16384/latents), as dictionary_learning (after Gao et al. 2024)."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises linearly from 0."""
+    decay: float = 0.2
+    """Share of the steps, at the end, over which it falls linearly to 0."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    l1: float = 1.5
+    """λ of relu on inputs with E‖x‖² = d; weighted by decoder norm."""
+    l0: float = 4.0
+    """λ of jumprelu: loss per active latent, on inputs with E‖x‖² = d."""
+    sparsity_warmup: float = 0.05
+    """Share of the steps over which λ rises linearly from 0 (Templeton et al. 2024: 5%)."""
+    bandwidth: float | None = None
+    """ε of jumprelu's rectangle kernel; None: 0.1, for inputs with E‖x‖² = d."""
+    aux_alpha: float = 1 / 32
+    """Weight of AuxK (topk, batchtopk): Gao et al. 2024, appendix A.2."""
+    k_aux: int | None = None
+    """Dead latents used by AuxK; None: the power of two nearest d/2 (Gao et al. 2024)."""
+    dead_after: int | None = None
+    """A latent is dead after so many tokens without firing; None: the smaller of 10M and a tenth of the run."""
+    normalize: bool = True
+    """Scale inputs to E‖x‖² = d while training; folded into the saved weights."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdConfig:
+    """``saetool threshold``."""
+
+    batches: int = 100
+    """Batches of the train split whose minima are averaged (the paper does not say how many)."""
+    batch_size: int | None = None
+    """Tokens per batch; None: what the SAE was trained with."""
+    fallback_batch_size: int = 4096
+    """For an SAE that does not say."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """``saetool eval``."""
+
+    split: str = "heldout"
+    batch_size: int = 4096
+    """Tokens per batch; changes no result."""
+    ce_tokens: int = 16_384
+    """Tokens for the cross-entropies: one forward pass clean, two ablated, one per SAE."""
+    ce_contexts: int = 16
+    """Contexts per forward pass."""
+    dtype: str = "bf16"
+    """Of the language model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaConfig:
+    """``saetool meta``: a BatchTopK SAE on the unit-norm decoder rows of another (paper, section 5)."""
+
+    latents: int | None = None
+    """Meta-latents; None: the smaller of 3·d_in (the paper's 2304 for d = 768) and a quarter of the parent's width."""
+    k: int = 4
+    """Active meta-latents per row, on average."""
+    steps: int = 2000
+    """The released meta-SAE's 2000 steps; the paper's text says 2000 epochs of batches of 4096."""
+    batch_size: int = 16_384
+    """Rows per step, or all of them where there are fewer."""
+    lr: float = 1e-3
+    beta2: float = 0.99
+    aux_alpha: float = 1 / 16
+    dead_after_steps: int = 100
+    """A meta-latent is dead after so many batches without firing."""
+    seed: int = 0

@@ -34,10 +34,14 @@ def batch_topk_cut(p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0) -> Fl
     return torch.zeros((), dtype=p.dtype, device=p.device)
 
 
+def keep_at_least(p: Float[Tensor, "n d_sae"], cut: Float[Tensor, ""]) -> Float[Tensor, "n d_sae"]:
+    """p where p ≥ ``cut`` and p > 0, else 0."""
+    return p * ((p >= cut) & (p > 0))
+
+
 def batch_topk(p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0) -> Float[Tensor, "n d_sae"]:
     """Keep the n·``k`` largest positive values of the whole batch, zero the rest (values tied with the cut stay)."""
-    cut = batch_topk_cut(p.detach(), k, hint)
-    return p * ((p >= cut) & (p > 0))
+    return keep_at_least(p, batch_topk_cut(p.detach(), k, hint))
 
 
 def jumprelu(p: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, "n d_sae"]:

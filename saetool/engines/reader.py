@@ -7,11 +7,35 @@ permutation drawn from (seed, e). That is what makes a resumed run equal to an u
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.artifacts.cache import Cache
 from saetool.errors import ArtifactError
+
+
+class Order:
+    """The endless shuffled stream of row numbers 0 … n-1: each epoch a fresh permutation from (seed, epoch)."""
+
+    def __init__(self, n_rows: int, seed: int) -> None:
+        self._n_rows, self._seed = n_rows, seed
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def rows(self, step: int, size: int) -> Int[Tensor, " size"]:
+        """Rows of the ``step``-th batch of ``size``: positions step·size … of the stream."""
+        parts, position, wanted = [], step * size, size
+        while wanted:
+            epoch, offset = divmod(position, self._n_rows)
+            if epoch != self._epoch:
+                generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+                self._permutation = torch.randperm(self._n_rows, generator=generator)
+                self._epoch = epoch
+            rows = self._permutation[offset : offset + wanted]
+            parts.append(rows)
+            position += len(rows)
+            wanted -= len(rows)
+        return torch.cat(parts)
 
 
 class Reader:
@@ -26,33 +50,17 @@ class Reader:
         self.d_in = cache.d_in
         self.device = device
         self.scale = scale
-        self._seed = seed
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = Order(self.n_rows, seed)
 
     def batch(self, step: int, size: int) -> Float[Tensor, "size d_in"]:
         """The ``step``-th training batch of ``size`` rows: rows step·size … of the endless shuffled stream."""
-        parts, position, wanted = [], step * size, size
-        while wanted:
-            epoch, offset = divmod(position, self.n_rows)
-            rows = self._permutation(epoch)[offset : offset + wanted]
-            parts.append(self._gather(rows))
-            position += len(rows)
-            wanted -= len(rows)
-        return self._finish(torch.cat(parts) if len(parts) > 1 else parts[0])
+        return self._finish(self._gather(self._order.rows(step, size)))
 
     def sequential(self, size: int, limit: int | None = None) -> Iterator[Float[Tensor, "size d_in"]]:
         """All rows (the first ``limit``) in stored order, ``size`` at a time; the last batch may be smaller."""
         end = self.n_rows if limit is None else min(limit, self.n_rows)
         for start in range(0, end, size):
             yield self._finish(self._gather(torch.arange(start, min(start + size, end))))
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            self._order = torch.randperm(self.n_rows, generator=generator)
-            self._epoch = epoch
-        return self._order
 
     def _gather(self, rows: Tensor) -> Tensor:
         shard = torch.searchsorted(self._starts, rows, right=True) - 1

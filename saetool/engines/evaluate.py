@@ -1,0 +1,149 @@
+"""Quality of SAEs: reconstruction and sparsity from a cache, and cross-entropy with x̂ in the model's place.
+
+Many SAEs share one read of the cache, and one clean forward pass per batch of contexts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saetool.artifacts.cache import Cache
+from saetool.core.metrics import Quality, QualitySums, density_histogram
+from saetool.core.sae import SAE
+from saetool.engines.reader import Reader
+from saetool.engines.source import LanguageModel, Site, logits_with
+from saetool.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Read:
+    """``n`` more tokens were read."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One SAE's quality on the tokens read, and the histogram of log10 firing frequencies."""
+
+    quality: Quality
+    density_edges: list[float]
+    density_counts: list[int]
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean next-token loss (nats) at the cached positions; ablation and splicing act at those positions alone.
+
+    ``ce_loss_score_*`` = (ablated − spliced) / (ablated − clean): 1 is perfect, 0 as bad as the ablation.
+    """
+
+    n_tokens: int
+    ce_loss_without_sae: float
+    ce_loss_with_sae: float
+    ce_loss_with_zero_ablation: float
+    ce_loss_with_mean_ablation: float
+    """Ablated to the mean activation of the cache's train split."""
+    ce_loss_score_zero: float
+    ce_loss_score_mean: float
+
+
+@torch.no_grad()
+def reconstruct(
+    saes: Sequence[SAE], reader: Reader, batch_size: int, limit: int | None = None
+) -> Iterator[Read | list[Reconstruction]]:
+    """Evaluate ``saes`` on the rows of ``reader`` in stored order (at most ``limit``); the last event is the result."""
+    total, n = torch.zeros(reader.d_in, dtype=torch.float64), 0
+    for x in reader.sequential(batch_size, limit):
+        total += x.double().sum(0).cpu()
+        n += len(x)
+    sums = [QualitySums(sae.d_in, sae.d_sae, total / n) for sae in saes]
+    for x in reader.sequential(batch_size, limit):
+        for sae, mine in zip(saes, sums, strict=True):
+            z = sae.encode(x)
+            mine.add(x, z, sae.decode(z))
+        yield Read(len(x))
+    yield [Reconstruction(s.result(), *density_histogram(s.fired, s.n), s.n) for s in sums]
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Token ids as the model saw them, rebuilt from a cache's rows."""
+
+    ids: Int[Tensor, "n_contexts ctx_len"]
+    cached: Bool[Tensor, "n_contexts ctx_len"]
+    """Positions that have a row in the cache; the others hold the BOS or separator token that was dropped."""
+
+
+def contexts(cache: Cache, split: str, n_tokens: int) -> Contexts:
+    """The first whole contexts of ``split``, about ``n_tokens`` tokens. Raises ``ArtifactError`` if there are none."""
+    config = cache.header.config
+    ctx_len = int(config["ctx_len"])
+    tokens, positions, numbers = (cache.row_tensor(split, name) for name in ("tokens", "positions", "contexts"))
+    first = numbers.unique(sorted=True)[: max(n_tokens // ctx_len, 1)]
+    mine = numbers <= first[-1] if len(first) else torch.zeros(0, dtype=torch.bool)
+    if not len(first):
+        raise ArtifactError(f"{cache.path}: its {split} split is empty", "cache more text")
+    row = torch.searchsorted(first, numbers[mine])
+    separator, bos = config.get("separator_id"), config.get("bos_id")
+    ids = torch.full((len(first), ctx_len), separator if separator is not None else 0, dtype=torch.int64)
+    if bos is not None:
+        ids[:, 0] = bos
+    cached = torch.zeros(len(first), ctx_len, dtype=torch.bool)
+    ids[row, positions[mine].long()] = tokens[mine].long()
+    cached[row, positions[mine].long()] = True
+    whole = cached[:, -1] | ids[:, -1].eq(separator if separator is not None else -1) & cached.any(1)
+    if whole.any():  # the last context of a split may be shorter than ctx_len
+        ids, cached = ids[whole], cached[whole]
+    return Contexts(ids, cached)
+
+
+@torch.no_grad()
+def cross_entropy(
+    lm: LanguageModel,
+    site: Site,
+    saes: Sequence[SAE],
+    data: Contexts,
+    mean: Float[Tensor, " d_in"],
+    batch_size: int,
+) -> Iterator[Read | list[CrossEntropy]]:
+    """CE of ``lm`` clean, ablated at ``site``, and with each SAE's x̂ there; ``batch_size`` in contexts."""
+    variants: list[Callable[[Tensor], Tensor] | None] = [None, torch.zeros_like, lambda a: mean.to(a).expand_as(a)]
+    variants += [_reconstructor(sae) for sae in saes]
+    totals, n = torch.zeros(len(variants), dtype=torch.float64), 0
+    device = next(lm.model.parameters()).device
+    for ids, cached in zip(data.ids.split(batch_size), data.cached.split(batch_size), strict=True):
+        ids, cached = ids.to(device), cached.to(device)
+        counted = cached[:, :-1]
+        for i, variant in enumerate(variants):
+            replace = None if variant is None else _at(cached, variant)
+            logits = logits_with(lm, site, ids, replace)[:, :-1][counted]
+            loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="sum")
+            totals[i] += loss.double().cpu()
+        n += int(counted.sum())
+        yield Read(int(counted.sum()))
+    clean, zero, ablated, *spliced = (totals / n).tolist()
+    yield [
+        CrossEntropy(n, clean, ce, zero, ablated, _score(zero, ce, clean), _score(ablated, ce, clean)) for ce in spliced
+    ]
+
+
+def _score(ablated: float, spliced: float, clean: float) -> float:
+    return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
+
+
+def _reconstructor(sae: SAE) -> Callable[[Tensor], Tensor]:
+    def replace(acts: Tensor) -> Tensor:
+        x = acts.reshape(-1, acts.shape[-1]).float()
+        return sae.decode(sae.encode(x)).reshape(acts.shape).to(acts.dtype)
+
+    return replace
+
+
+def _at(cached: Tensor, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``function`` at the cached positions, the model's own activations elsewhere."""
+    return lambda acts: torch.where(cached[..., None], function(acts), acts)
