@@ -1,7 +1,8 @@
 """An activation cache: a folder of safetensors shards and a ``manifest.json``, written last.
 
     manifest.json      header, shards with their hashes, splits, scalar statistics
-    shard-00000.st     acts [rows, d], and per row: tokens, positions, contexts, documents (int32)
+    shard-00000.st     acts [rows, d], and per row: tokens, positions, contexts, documents (int32);
+                       input_ids [contexts, ctx_len]: what the model read, -1 after the end of a shorter context
     statistics.st      mean [d] and variance [d] of the train split (float64)
     vocabulary.json    the tokenizer's string of each token id, so that no tokenizer is needed later
 
@@ -82,6 +83,20 @@ class Cache:
         parts = [tensors[name] for tensors in self.iter_split(split)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
 
+    def input_ids(self, split: str) -> "Tensor":
+        """The token ids the model read, int32 [contexts, ctx_len] over the whole split, in order.
+
+        BOS and special tokens, whose rows may have been dropped, are in it; -1 follows the end of a shorter context.
+        """
+        import torch
+
+        parts = [
+            container.open_tensors(self.path / s.name, ["input_ids"])["input_ids"]
+            for s in self.shards
+            if s.split == split
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.header.config["ctx_len"], dtype=torch.int32)
+
     @cached_property
     def vocabulary(self) -> list[str]:
         """The string of each token id."""
@@ -124,6 +139,19 @@ def open_cache(path: Path) -> Cache:
     return Cache(path, header, shards, splits, statistics, h.sha256_file(manifest))
 
 
+def check_output(path: Path) -> None:
+    """Raise ``ArtifactError`` unless a cache can be written to the folder ``path``."""
+    real = Path(os.path.realpath(path))
+    if str(path) == "-":
+        raise ArtifactError("-o -: a cache is a folder, it cannot go to standard output", "give -o FOLDER")
+    if real.exists() and not real.is_dir():
+        raise ArtifactError(f"{path}: is a file, and a cache is a folder", "choose another output with -o")
+    if not real.parent.is_dir():
+        raise ArtifactError(f"{path}: its folder {real.parent.name}/ does not exist", "make the folder first")
+    if not os.access(real.parent, os.W_OK):
+        raise ArtifactError(f"{path}: its folder is not writable", "choose another output with -o")
+
+
 class CacheWriter:
     """Writes a cache shard by shard into ``NAME.partial/`` and renames it when the manifest is in.
 
@@ -133,28 +161,33 @@ class CacheWriter:
     """
 
     def __init__(self, path: Path, plan: h.Plan, *, resume: bool = True) -> None:
-        self.path = path
+        check_output(path)
+        self.path = Path(os.path.realpath(path))  # a link to a folder stays a link
         self.plan = plan
-        self.partial = path.with_name(path.name + ".partial")
-        container.check_target(self.partial.parent / "probe")
+        self.partial = self.path.with_name(self.path.name + ".partial")
         if self.partial.exists() and not (resume and self._resumable()):
             shutil.rmtree(self.partial)
         self.partial.mkdir(exist_ok=True)
+        for torn in self.partial.glob(".*.tmp"):  # what a killed run was writing
+            torn.unlink()
         if not (self.partial / "key").exists():
             container.write_bytes(self.partial / "key", plan.key.encode())
         self._shards: list[Shard] = []
         self._sums: list[dict[str, Tensor]] = []
 
     def _resumable(self) -> bool:
-        key = self.partial / "key"
-        return key.is_file() and key.read_text() == self.plan.key
+        key, manifest = self.partial / "key", self.partial / "manifest.json"
+        if key.is_file():
+            return key.read_text() == self.plan.key
+        # Killed between the last write and the rename.
+        return manifest.is_file() and container.read_json(manifest)[0].key == self.plan.key
 
     def has(self, index: int) -> bool:
         """Whether shard ``index`` was finished by an earlier run."""
         return (self.partial / f"shard-{index:05d}.st").is_file()
 
     def add(self, split: str, tensors: dict[str, "Tensor"] | None) -> None:
-        """Write the next shard: ``acts`` [rows, d] and the ``ROW_TENSORS``; ``None`` keeps the one already there.
+        """Write the next shard: ``acts`` [rows, d], ``ROW_TENSORS`` and ``input_ids``; ``None`` keeps the one there.
 
         Raises ``ArtifactError`` if an activation is NaN or infinite.
         """
@@ -220,10 +253,10 @@ class CacheWriter:
             self.partial / "vocabulary.json", dataclasses.replace(header, schema=h.STATISTICS), {"strings": vocabulary}
         )
         shards = [dataclasses.asdict(s) for s in self._shards]
-        (self.partial / "key").unlink()
         sha256 = container.write_json(
             self.partial / "manifest.json", header, {"shards": shards, "splits": splits, "statistics": statistics}
         )
+        (self.partial / "key").unlink()
         if self.path.exists():  # --overwrite: the old cache goes only when the new one is whole
             shutil.rmtree(self.path)
         os.replace(self.partial, self.path)

@@ -86,8 +86,8 @@ def read_tensors(path: Path, schema: str, hint: str | None = None) -> Loaded:
         contents = _parse_prefix(data, len(data), "standard input")
         h.expect(contents.header, schema, "standard input", hint)
         return Loaded(contents.header, load(data), h.sha256_bytes(data))
-    header = h.expect(read_header(path), schema, str(path), hint)
-    read_contents(path)
+    header = read_contents(path).header if path.suffix == ".st" else read_header(path)
+    h.expect(header, schema, str(path), hint)
     return Loaded(header, load_file(path), h.sha256_file(path))
 
 
