@@ -117,6 +117,22 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StitchConfig:
+    """``saetool stitch`` (paper, section 4)."""
+
+    theta: float = 0.7
+    """Cut-off of the decoder cosine, 0 to 1: the paper's for GPT-2 (L1); 0.4 for Gemma Scope. Differs by family."""
+    sweep: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Other cut-offs, for counts and group effects."""
+    split: str = "heldout"
+    order: str = "random"
+    """Of the steps within a phase; random in the paper's Fig. 15, not stated for Fig. 5."""
+    bias: str = "eq5"
+    """The output bias along the way: eq. 5's mixture, or the small or the large SAE's."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class MetaConfig:
     """``saetool meta``: a BatchTopK SAE on the unit-norm decoder rows of another (paper, section 5)."""
 
@@ -134,3 +150,46 @@ class MetaConfig:
     dead_after_steps: int = 100
     """A meta-latent is dead after so many batches without firing."""
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutointerpConfig:
+    """``saetool autointerp``. Windows are counted per latent."""
+
+    latents: str = "200"
+    """A number of random alive latents, all, a list of ids, or @FILE with ids. A meta-SAE: all."""
+    on: str = "all"
+    """Rows to read: heldout, train or all. The explainer's own held-out half is drawn by document in any case."""
+    n_top: int = 5
+    """Explaining: windows with the largest activations (the paper's 5 + 20)."""
+    n_random: int = 20
+    """Explaining: windows without any activation."""
+    n_quantile: int = 0
+    """Explaining: one window from each of so many quantiles of the other windows' peaks."""
+    score_top: int = 5
+    score_random: int = 20
+    score_quantile: int = 0
+    window: int = 32
+    """Tokens per window."""
+    split: float = 0.5
+    """Share of the documents for explaining; scores come from the others."""
+    min_firing: int = 10
+    """Windows with an activation that a latent must have; below it is too rare."""
+    max_density: float = 0.5
+    """Share of rows above which a latent is too dense."""
+    table_size: int = 10
+    """Tokens, and pairs of tokens, in an explanation."""
+    n_options: int = 5
+    """Options per question of the multiple choice (paper, section 5.1: 1 right + 4 random)."""
+    n_questions: int = 1000
+    """Questions of the multiple choice, about random latents (paper: 1000)."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """``saetool report``."""
+
+    title: str = "Sparse autoencoder report"
+    features: int = 60
+    """Latents shown as cards, over all explanations."""

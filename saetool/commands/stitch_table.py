@@ -1,0 +1,50 @@
+"""What ``saetool stitch`` found, for people."""
+
+from typing import Any
+
+from saetool.console import Console
+
+
+def show(console: Console, theta: float, pairs: list[dict[str, Any]]) -> None:
+    """A table on standard error: a column for each pair of the record."""
+    rows: list[list[str]] = []
+
+    def row(name: str, *cells: str) -> None:
+        rows.append([name, *cells])
+
+    row("latents", *(f"{p['n_small']} → {p['n_large']}" for p in pairs))
+    row("novel", *(f"{p['novel']} ({_percent(p['novel_share'])})" for p in pairs))
+    row("reconstruction", *(f"{p['reconstruction']} ({_percent(p['reconstruction_share'])})" for p in pairs))
+    row("  the same for random directions", *(_percent(p["null"]["reconstruction_share"]) for p in pairs))
+    row("unmatched small latents", *(str(p["unmatched_small"]) for p in pairs))
+    row("components", *(str(p["components"]) for p in pairs))
+    row("most common shapes", *(_shapes(p["component_shapes"]) for p in pairs))
+    row("median max cosine", *(f"{p['max_cosine']['median']:.3f}" for p in pairs))
+    data = [p["data"] for p in pairs]
+    if data[0] is not None:
+        row("mse", *(f"{d['mse_small']:.4g} → {d['mse_large']:.4g}" for d in data))
+        row("L0", *(f"{d['l0_small']:.1f} → {d['l0_large']:.1f}" for d in data))
+        row("dead latents", *(f"{d['dead_small']} → {d['dead_large']}" for d in data))
+        row("AUC of max cosine", *(_number(d["auc"]) for d in data))
+        row("best theta", *(_number(d["best_theta"]) for d in data))
+        here = [next(g for g in d["groups"] if g["theta"] == theta) for d in data]
+        row("mse with all novel latents", *(f"{100 * g['novel_delta']:+.1f}%" for g in here))
+        row("mse with all reconstruction latents", *(f"{100 * g['reconstruction_delta']:+.1f}%" for g in here))
+        for name, values in (("mse", [d["path"]["mse"] for d in data]), ("L0", [d["path"]["l0"] for d in data])):
+            ends = [(v[0], v[d["path"]["n_add_steps"]], max(v), v[-1]) for v, d in zip(values, data, strict=True)]
+            row(f"{name} on the way: start, all added, peak, end", *(", ".join(f"{x:.4g}" for x in e) for e in ends))
+    title = f"theta {theta}" + (f", {data[0]['n_tokens']:,} {data[0]['split']} tokens" if data[0] else "")
+    console.table(title, ["", *(f"{p['small']} → {p['large']}" for p in pairs)], rows)
+
+
+def _shapes(shapes: list[list[int]]) -> str:
+    """1→1 ×605, …: the three most common."""
+    return ", ".join(f"{a}→{b} ×{n}" for a, b, n in shapes[:3]) or "none"
+
+
+def _percent(share: float) -> str:
+    return "–" if share != share else f"{100 * share:.1f}%"
+
+
+def _number(value: float) -> str:
+    return "–" if value != value else f"{value:.3f}"
