@@ -43,19 +43,24 @@ def write_cache(
     n, d = acts.shape
     plan = h.Plan("cache", h.CACHE, {"made_for": "tests", "n": n, "d": d, "sum": float(acts.double().sum())})
     writer = CacheWriter(path, plan)
-    contexts = torch.arange(n) // ctx_len
-    splits = {}
-    for split, mine in (("train", contexts % 5 != 4), ("heldout", contexts % 5 == 4)):
+    documents = torch.arange(n) // ctx_len
+    splits: dict[str, dict[str, int]] = {}
+    for split, mine in (("train", documents % 5 != 4), ("heldout", documents % 5 == 4)):
         rows = mine.nonzero().squeeze(1)
+        contexts = torch.zeros(n, dtype=torch.int32)
+        contexts[rows] = (torch.arange(len(rows)) // ctx_len).int() + sum(s["contexts"] for s in splits.values())
         for part in rows.split(max(ctx_len, 8 * ctx_len)):
+            tokens = acts[part].argmax(1).int()
+            padding = torch.full((-len(part) % ctx_len,), -1, dtype=torch.int32)
             writer.add(
                 split,
                 {
                     "acts": acts[part].to(dtype),
-                    "tokens": acts[part].argmax(1).int(),
+                    "tokens": tokens,
+                    "input_ids": torch.cat([tokens, padding]).view(-1, ctx_len),
                     "positions": (part % ctx_len).int(),
-                    "contexts": contexts[part].int(),
-                    "documents": contexts[part].int(),
+                    "contexts": contexts[part],
+                    "documents": documents[part].int(),
                 },
             )
         n_ctx = int(contexts[rows].unique().numel())
@@ -123,3 +128,71 @@ def planted_pair(seed: int = 0, n_small: int = 10, n_split: int = 4, n_novel: in
         )
 
     return build(small_rows), build(large_rows)
+
+
+TINY_TEXT = (
+    "The cat sat on the mat while the rain fell.",
+    "Prices rose by 3% in the last quarter, said the bank.",
+    "A new phone was shown at the fair in the town hall.",
+    "The striker scored twice and the keeper saved a penalty.",
+)
+
+
+def tiny_documents(n: int = 40) -> list[str]:
+    """Different short documents of a few sentences each."""
+    return [f"Story {i}. {TINY_TEXT[i % 4]} {TINY_TEXT[(i + i // 4) % 4]} It was day {i * 7}." for i in range(n)]
+
+
+def save_tiny_model(folder: Path, kind: str) -> Path:
+    """A random ``gpt2`` or ``llama`` of 3 blocks and width 32 with a byte-level BPE tokenizer, saved to ``folder``."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<bos>", "<eos>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(TINY_TEXT, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<eos>")
+    torch.manual_seed(0)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=2, n_positions=128, **ids)
+        )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=3,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=128,
+                **ids,
+            )
+        )
+    with torch.no_grad():  # random, but not so small that a block leaves its input as it is
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random three-block GPT-2 of width 32 with its tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-gpt2", "gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random three-block Llama of width 32 with its tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")

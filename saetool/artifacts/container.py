@@ -117,7 +117,8 @@ def read_jsonl(path: Path) -> tuple[h.Header, list[dict[str, Any]]]:
     """Header (first line) and records of a JSONL artifact; ``-`` reads standard input."""
     where = "standard input" if str(path) == "-" else str(path)
     records = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    lines = _read_text(path).split("\n")  # not splitlines: U+2028 and its like are text, and may be in a token
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         try:
             records.append(json.loads(line))
         except ValueError:

@@ -2,8 +2,24 @@
 
 from collections.abc import Callable
 
+from saetool.commands.autointerp import autointerp
+from saetool.commands.cache import cache
+from saetool.commands.eval import eval_
 from saetool.commands.inspect import inspect
+from saetool.commands.meta import meta
+from saetool.commands.report import report
+from saetool.commands.stitch import stitch
+from saetool.commands.threshold import threshold
+from saetool.commands.train import train
 
 VERBS: dict[str, Callable[..., None]] = {
+    "cache": cache,
+    "train": train,
+    "threshold": threshold,
+    "eval": eval_,
+    "stitch": stitch,
+    "meta": meta,
+    "autointerp": autointerp,
+    "report": report,
     "inspect": inspect,
 }

@@ -10,7 +10,7 @@ from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_site, check_split
-from saetool.config import EvalConfig
+from saetool.config import DTYPES, EvalConfig
 from saetool.console import Console
 from saetool.errors import ConfigError
 from saetool.options import DebugFlag, Device, DryRun, Json, Overwrite, Quiet, parse_count, resolve_device
@@ -65,11 +65,13 @@ def eval_(
                 f"{file.name}: a BatchTopK SAE without a threshold cannot encode single tokens",
                 f"saetool threshold {file.name} -o WITH-THRESHOLD.st, and evaluate that",
             )
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
     limit = None if tokens is None else parse_count(tokens, "--tokens")
     with_ce = ce or model is not None
     options = {"split": split, "tokens": limit}
     if with_ce:
-        options |= {"ce_tokens": parse_count(ce_tokens, "--ce-tokens"), "model": model, "dtype": dtype}
+        options |= {"ce_tokens": parse_count(ce_tokens, "--ce-tokens"), "model": model, "dtype": DTYPES[dtype]}
     plan = h.Plan(
         "eval",
         h.EVAL,
@@ -140,7 +142,8 @@ def _cross_entropies(
     console: Console, cache: Cache, moved: list[Any], split: str, options: dict[str, Any], where: str
 ) -> list[Any]:
     from saetool.engines.evaluate import Read, contexts, cross_entropy
-    from saetool.engines.source import find_site, load_model
+    from saetool.engines.model import load_model
+    from saetool.engines.source import find_site
 
     data = contexts(cache, split, options["ce_tokens"])
     lm = load_model(model_name(cache, options["model"]), device=where, dtype=options["dtype"])

@@ -54,9 +54,7 @@ class QualitySums:
         self._variance = torch.zeros(d_in, dtype=torch.float64)
         self._sums = dict.fromkeys(("l1", "legacy", "cossim", "l2_ratio", "xhat_sq", "x_xhat"), 0.0)
 
-    def add(
-        self, x: Float[Tensor, "n d_in"], z: Float[Tensor, "n d_sae"], x_hat: Float[Tensor, "n d_in"]
-    ) -> None:
+    def add(self, x: Float[Tensor, "n d_in"], z: Float[Tensor, "n d_sae"], x_hat: Float[Tensor, "n d_in"]) -> None:
         """Count one batch: inputs, activations and reconstructions, on any device."""
         x, x_hat = x.double().cpu(), x_hat.double().cpu()
         error, centred = x - x_hat, x - self._mean

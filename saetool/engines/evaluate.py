@@ -13,8 +13,9 @@ from torch import Tensor
 from saetool.artifacts.cache import Cache
 from saetool.core.metrics import Quality, QualitySums, density_histogram
 from saetool.core.sae import SAE
+from saetool.engines.model import LanguageModel
 from saetool.engines.reader import Reader
-from saetool.engines.source import LanguageModel, Site, logits_with
+from saetool.engines.source import Site, logits_with
 from saetool.errors import ArtifactError
 
 
@@ -72,34 +73,25 @@ def reconstruct(
 
 @dataclass(frozen=True)
 class Contexts:
-    """Token ids as the model saw them, rebuilt from a cache's rows."""
+    """Token ids as the model saw them, and which positions have a row in the cache."""
 
     ids: Int[Tensor, "n_contexts ctx_len"]
     cached: Bool[Tensor, "n_contexts ctx_len"]
-    """Positions that have a row in the cache; the others hold the BOS or separator token that was dropped."""
+    """The other positions hold BOS or a special token whose row was dropped."""
 
 
 def contexts(cache: Cache, split: str, n_tokens: int) -> Contexts:
     """The first whole contexts of ``split``, about ``n_tokens`` tokens. Raises ``ArtifactError`` if there are none."""
-    config = cache.header.config
-    ctx_len = int(config["ctx_len"])
-    tokens, positions, numbers = (cache.row_tensor(split, name) for name in ("tokens", "positions", "contexts"))
-    first = numbers.unique(sorted=True)[: max(n_tokens // ctx_len, 1)]
-    mine = numbers <= first[-1] if len(first) else torch.zeros(0, dtype=torch.bool)
-    if not len(first):
-        raise ArtifactError(f"{cache.path}: its {split} split is empty", "cache more text")
-    row = torch.searchsorted(first, numbers[mine])
-    separator, bos = config.get("separator_id"), config.get("bos_id")
-    ids = torch.full((len(first), ctx_len), separator if separator is not None else 0, dtype=torch.int64)
-    if bos is not None:
-        ids[:, 0] = bos
-    cached = torch.zeros(len(first), ctx_len, dtype=torch.bool)
-    ids[row, positions[mine].long()] = tokens[mine].long()
-    cached[row, positions[mine].long()] = True
-    whole = cached[:, -1] | ids[:, -1].eq(separator if separator is not None else -1) & cached.any(1)
-    if whole.any():  # the last context of a split may be shorter than ctx_len
-        ids, cached = ids[whole], cached[whole]
-    return Contexts(ids, cached)
+    ids = cache.input_ids(split).long()
+    positions, numbers = cache.row_tensor(split, "positions").long(), cache.row_tensor(split, "contexts").long()
+    cached = torch.zeros(ids.shape, dtype=torch.bool)
+    cached[numbers - cache.first_context(split), positions] = True
+    whole = (ids >= 0).all(dim=1)
+    ids, cached = ids[whole], cached[whole]
+    if not len(ids):
+        raise ArtifactError(f"{cache.path}: its {split} split has no whole context", "cache more text")
+    n = max(n_tokens // ids.shape[1], 1)
+    return Contexts(ids[:n], cached[:n])
 
 
 @torch.no_grad()

@@ -88,6 +88,12 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     assert payload == {"value": None, "list": [None, 1.0]}
 
 
+def test_a_line_separator_in_a_record_is_text_not_a_new_line(tmp_path: Path) -> None:
+    record = {"description": "a\u2028b\x85c"}
+    container.write_jsonl(tmp_path / "x.jsonl", PLAN.header(), [record])
+    assert container.read_jsonl(tmp_path / "x.jsonl")[1] == [record]
+
+
 @pytest.mark.parametrize("keep", [4, 20, -1])
 def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
     path = save_sae(tmp_path / "a.st", random_sae())
@@ -98,14 +104,14 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
 
 def test_foreign_safetensors_are_named(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.zeros(2, 2)}, tmp_path / "foreign.st")
-    with pytest.raises(ArtifactError, match="without a saetool header .tensors: encoder.weight"):
+    with pytest.raises(ArtifactError, match=r"without a saetool header .tensors: encoder.weight"):
         sae_files.load(tmp_path / "foreign.st")
 
 
 def test_a_wrong_kind_a_missing_tensor_and_a_newer_schema_are_named(tmp_path: Path) -> None:
     other = tmp_path / "x.st"
     container.write_tensors(other, {"a": torch.zeros(1)}, h.Plan("cache", h.SHARD, {}).header())
-    with pytest.raises(ArtifactError, match="is one shard of an activation cache .* where an SAE was expected"):
+    with pytest.raises(ArtifactError, match=r"is one shard of an activation cache .* where an SAE was expected"):
         sae_files.load(other)
     container.write_tensors(other, {"W_enc": torch.zeros(2, 3)}, PLAN.header())
     with pytest.raises(ArtifactError, match="lacks the tensor b_enc, W_dec, b_dec"):

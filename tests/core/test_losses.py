@@ -105,4 +105,3 @@ def test_latents_that_fire_are_reported() -> None:
     assert result.cut > 0
     again = losses(p, x, Objective("batchtopk", k=2), cut_hint=0.9 * result.cut)
     assert torch.equal(again.loss, result.loss)
-

@@ -134,9 +134,9 @@ def test_files_folders_globs_and_records_give_their_documents_in_order(tmp_path:
     (tmp_path / "b" / "1.md").write_text("one")
     (tmp_path / "b" / "picture.png").write_bytes(b"\x89PNG\0")
     (tmp_path / "r.jsonl").write_text('{"text": "three", "n": 1}\n\n{"text": "fo\\nur"}\n')
-    (tmp_path / "c.csv").write_text('id,text\n1,"five, and\nmore"\n')
+    (tmp_path / "c.csv").write_text('id,text\n1,"five, and\nmore"\n2,six\u2028seven\n')
     read = list(from_paths([str(tmp_path / "b"), str(tmp_path / "r.jsonl"), str(tmp_path / "*.csv")]).open())
-    assert read == ["one", "two", "three", "fo\nur", "five, and\nmore"]
+    assert read == ["one", "two", "three", "fo\nur", "five, and\nmore", "six\u2028seven"]
 
 
 def test_parquet_gives_a_document_a_row(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
 def test_a_diverging_run_stops_with_one_line(tmp_path: Path) -> None:
     reader, mean, scale = stream(tmp_path / "acts")
     member = trainee(replace(CONFIG, arch="relu", lr=1e30), mean, scale)
-    with pytest.raises(SaetoolError, match="loss of the SAE with 24 latents is (nan|inf)"):
+    with pytest.raises(SaetoolError, match=r"loss of the SAE with 24 latents is (nan|inf)"):
         run([member], reader, log_every=1)
 
 

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The paper's findings, with their controls, at a size where they show: BatchTopK and L1 SAEs trained long enough that
+# two seeds of the smallest width agree. Up to 90 minutes on two cores, minutes on a GPU; an interrupted run goes on.
+#
+#   bash examples/findings.sh [FOLDER]     (default folder: findings)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source examples/install.sh
+
+folder=${1:-findings}
+export ACTS="$folder/acts"
+export CACHE_TOKENS=${CACHE_TOKENS:-1M}
+export WIDTHS=${WIDTHS:-288,576,1152}
+export CE_TOKENS=16384 META_STEPS=2000 LATENTS=200
+
+RUN="$folder/batchtopk" TRAIN="--arch batchtopk --k 12 --tokens ${TOKENS:-10M} --lr 2e-3" bash examples/workflow.sh
+RUN="$folder/l1" TRAIN="--arch relu --l1 2 --tokens ${TOKENS:-10M} --lr 1e-3" bash examples/workflow.sh
+saetool report "$folder" -o "$folder/report.html" --title "Findings"

@@ -1,0 +1,182 @@
+"""Components of a stitched pair to look at: small latents left, large right, an edge for each cosine above theta."""
+
+from typing import Any
+
+from markupsafe import escape
+
+from saetool.report.blocks import Column, Disclosure, Figure, Figures, Table, Text, num, number, words
+from saetool.report.run import Run
+from saetool.report.svg import wrap
+
+N_LARGEST, N_ALIKE, N_SHAPES = 5, 2, 6
+"""Components shown: the largest (at most two of one shape), then one of each of the most frequent other shapes."""
+MAX_NODES = 24
+"""Latents drawn on one side of a component; its table says how many there are."""
+_ROW, _WIDTH, _SIDE = 28, 620, 205  # pixels
+
+Edge = tuple[int, int, float]
+
+
+def components(edges: list[Any]) -> list[list[Edge]]:
+    """The connected components of a bipartite graph as lists of edges, the largest (by latents) first."""
+    parent: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def root(node: tuple[int, int]) -> tuple[int, int]:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for small, large, _ in edges:
+        parent[root((0, small))] = root((1, large))
+    found: dict[tuple[int, int], list[Edge]] = {}
+    for small, large, cosine in edges:
+        found.setdefault(root((0, small)), []).append((small, large, cosine))
+    lists = [sorted(edge_list) for edge_list in found.values()]
+    return sorted(lists, key=lambda c: (-sum(shape(c)), c[0]))
+
+
+def shape(component: list[Edge]) -> tuple[int, int]:
+    """(small latents, large latents) of a component."""
+    return len({a for a, _, _ in component}), len({b for _, b, _ in component})
+
+
+def component_browser(run: Run, pair: dict[str, Any], theta: float, fid: str) -> list[Any]:
+    """Some components to open: the largest, and an example of each frequent shape."""
+    found = components(pair.get("edges") or [])
+    # Of equal size, those with most descriptions first: they say most.
+    found.sort(key=lambda c: (-sum(shape(c)), -_described(run, pair, c), c[0]))
+    if not found:
+        return [Text(f"No cosine between {pair['small']} and {pair['large']} reaches θ = {theta:g}: no components.")]
+    by_shape: dict[tuple[int, int], list[list[Edge]]] = {}
+    for component in found:
+        by_shape.setdefault(shape(component), []).append(component)
+    largest = [c for c in found if c in by_shape[shape(c)][:N_ALIKE]][:N_LARGEST]
+    chosen = list(largest)
+    seen = {shape(c) for c in chosen}
+    others = sorted((s for s in by_shape if s not in seen), key=lambda s: (-len(by_shape[s]), s))
+    # Of each other shape, the example with most descriptions, then the strongest edge: the one that says most.
+    for other in others[:N_SHAPES]:
+        chosen.append(min(by_shape[other], key=lambda c: (-_described(run, pair, c), -max(e[2] for e in c), c[0])))
+    items = [_component(run, pair, c, f"{fid}-component-{i}") for i, c in enumerate(chosen)]
+    rest = len(chosen) - len(largest)
+    text = f"{len(chosen)} of {number(len(found))} components: the largest, at most {N_ALIKE} of one shape"
+    text += f", and one example of each of the {rest} most frequent other shapes." if rest else "."
+    return [Disclosure("Browse components", [Text(text), *items])]
+
+
+def _described(run: Run, pair: dict[str, Any], component: list[Edge]) -> int:
+    small = {a for a, _, _ in component if run.description(pair["small_sha256"], a)}
+    large = {b for _, b, _ in component if run.description(pair["large_sha256"], b)}
+    return len(small) + len(large)
+
+
+def _component(run: Run, pair: dict[str, Any], component: list[Edge], fid: str) -> Disclosure:
+    small = sorted({a for a, _, _ in component})
+    large = sorted({b for _, b, _ in component})
+    names = {
+        **{(0, a): run.description(pair["small_sha256"], a) for a in small},
+        **{(1, b): run.description(pair["large_sha256"], b) for b in large},
+    }
+    title = f"{len(small)} → {len(large)} latents"
+    hint = next((d for d in names.values() if d), None)
+    columns = [
+        Column(f"latent of {pair['small']}"),
+        Column("description", numeric=False),
+        Column(f"latent of {pair['large']}"),
+        Column("description", numeric=False),
+        Column("cosine"),
+    ]
+    shown = sorted(component, key=lambda e: (-e[2], e[0], e[1]))[: 2 * MAX_NODES]
+    rows = [[num(a), words(names[0, a] or "–", 80), num(b), words(names[1, b] or "–", 80), num(c)] for a, b, c in shown]
+    note = f"The {len(shown)} largest of {number(len(component))} cosines." if len(shown) < len(component) else ""
+    table = Table(f"Edges of the component {title}", columns, rows, note=note)
+    summary = f"{title}: small {_listed(small)} – large {_listed(large)}" + (f" · {hint[:70]}" if hint else "")
+    return Disclosure(summary, [Figures([_figure(pair, component, small, large, names, title, fid, table)])])
+
+
+def _listed(ids: list[int]) -> str:
+    return ", ".join(str(i) for i in ids[:4]) + ("…" if len(ids) > 4 else "")
+
+
+def _figure(
+    pair: dict[str, Any],
+    component: list[Edge],
+    small: list[int],
+    large: list[int],
+    names: dict[tuple[int, int], str | None],
+    title: str,
+    fid: str,
+    table: Table,
+) -> Figure:
+    """The component as a drawing; sides longer than ``MAX_NODES`` show the latents with the strongest edges."""
+    strongest = sorted(component, key=lambda e: (-e[2], e[0], e[1]))
+    left = sorted(_first(strongest, 0))
+    right = _by_neighbour(sorted(_first(strongest, 1)), left, component)
+    edges = [e for e in component if e[0] in set(left) and e[1] in set(right)]
+    rows = max(len(left), len(right))
+    height = 34 + _ROW * rows + 6
+    y_left = {a: 34 + _ROW * (i + (rows - len(left)) / 2 + 0.5) for i, a in enumerate(left)}
+    y_right = {b: 34 + _ROW * (i + (rows - len(right)) / 2 + 0.5) for i, b in enumerate(right)}
+    x0, x1 = _SIDE, _WIDTH - _SIDE
+    out = [
+        f'<text class="label" x="{x0}" y="14" text-anchor="end">{escape(pair["small"])}</text>',
+        f'<text class="label" x="{x1}" y="14">{escape(pair["large"])}</text>',
+    ]
+    for a, b, cosine in sorted(edges, key=lambda e: e[2]):
+        weight = 1 + round(3 * max(0.0, min(cosine, 1.0)))
+        said = f"small {a} – large {b}: cosine {cosine:.3f}"
+        out.append(
+            f'<path class="edge w{weight}" d="M{x0 + 6} {y_left[a]:.1f}L{x1 - 6} {y_right[b]:.1f}">'
+            f"<title>{escape(said)}</title></path>"
+        )
+    if len(edges) <= 12:
+        for i, (a, b, cosine) in enumerate(edges):
+            # Where edges fan out from one side, they lie furthest apart near the other.
+            share = 0.74 if len(left) < len(right) else 0.26 if len(right) < len(left) else (0.3, 0.7)[i % 2]
+            x = x0 + share * (x1 - x0)
+            y = y_left[a] + share * (y_right[b] - y_left[a]) - 3
+            out.append(f'<text class="halo small" x="{x:.0f}" y="{y:.1f}" text-anchor="middle">{cosine:.2f}</text>')
+    for side, places, x in ((0, y_left, x0), (1, y_right, x1)):
+        for latent, y in places.items():
+            out.append(_node(side, latent, names[side, latent], x, y))
+    counts = [
+        f"{number(n)} {what}{'s' * (n != 1)}" for n, what in ((len(component), "edge"), (len(large), "large latent"))
+    ]
+    caption = f"{counts[0]} (cosine at least θ) between {number(len(small))} small and {counts[1]}."
+    if len(left) < len(small) or len(right) < len(large):
+        caption += f" Drawn: the {len(left)} and {len(right)} with the largest cosines."
+    drawing = wrap(_WIDTH, height, f"Component {title}", caption, "".join(out))
+    return Figure(fid, f"Component {title}", caption, drawing, table, wide=True)
+
+
+def _by_neighbour(right: list[int], left: list[int], component: list[Edge]) -> list[int]:
+    """Right-hand latents ordered by the mean place of their neighbours, so that few edges cross."""
+    place = {a: i for i, a in enumerate(left)}
+    means = {}
+    for b in right:
+        near = [place[a] for a, other, _ in component if other == b and a in place]
+        means[b] = sum(near) / len(near) if near else len(left)
+    return sorted(right, key=lambda b: (means[b], b))
+
+
+def _first(strongest: list[Edge], side: int) -> list[int]:
+    """The first ``MAX_NODES`` latents of one side, by their strongest edges."""
+    return list(dict.fromkeys(edge[side] for edge in strongest))[:MAX_NODES]
+
+
+def _node(side: int, latent: int, description: str | None, x: float, y: float) -> str:
+    text = str(latent) if not description else f"{latent} · {_cut(description)}"
+    whole = f"latent {latent}" + (f": {description}" if description else "")
+    anchor, dx = (' text-anchor="end"', -9) if side == 0 else ("", 9)
+    shape_ = (
+        f'<path class="mark s1" d="M{x - 4.5} {y:.1f}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z"/>'
+        if side == 0
+        else f'<path class="mark s2" d="M{x - 4} {y - 4:.1f}h8v8h-8z"/>'
+    )
+    return f'{shape_}<text x="{x + dx}" y="{y + 4:.1f}"{anchor}><title>{escape(whole)}</title>{escape(text)}</text>'
+
+
+def _cut(text: str, limit: int = 24) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,163 @@
+"""What the page says, in sentences with numbers, each only if its artifact is there. No sentence is a verdict."""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from saetool.artifacts import header as h
+from saetool.report.blocks import number, percent
+from saetool.report.explained import choice_of, scored
+from saetool.report.pairs import Pair, group_at, is_control, pairs_of
+from saetool.report.quality import autointerp_mean
+from saetool.report.run import Run, mean
+
+SIMILAR_L0 = 0.15
+"""SAEs whose L0 differ by less than this share of the smallest are compared by width."""
+_MOST = 4  # numbers of one kind in one sentence
+
+
+def findings(run: Run) -> list[str]:
+    """The sentences, in the order of the page's sections."""
+    return [s for part in (_quality(run), _stitching(run), _meta(run), _explained(run)) for s in part]
+
+
+def _joined(parts: Sequence[str]) -> str:
+    shown = list(parts[:_MOST])
+    return "; ".join(shown) + (f"; and {len(parts) - _MOST} more" if len(parts) > _MOST else "")
+
+
+def _quality(run: Run) -> Iterable[str]:
+    for artifact in run.found.of(h.EVAL):
+        saes = artifact.payload["saes"]
+        yield from _widths(saes)
+        recovered = [s["ce"]["ce_loss_score_zero"] for s in saes if (s.get("ce") or {}).get("ce_loss_score_zero")]
+        if recovered:
+            low, high = min(recovered), max(recovered)
+            share = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
+            yield f"With x̂ in place of x the language model keeps {share} of the cross-entropy that zeros would cost."
+        dead = [s for s in saes if s["metrics"].get("dead")]
+        if dead:
+            parts = [f"{s['name']} {number(s['metrics']['dead'])} of {number(s['d_sae'])}" for s in dead]
+            yield f"Latents that never fired on the evaluated tokens: {_joined(parts)}."
+
+
+def _widths(saes: list[dict[str, Any]]) -> Iterable[str]:
+    """Does MSE fall with width? Within each architecture, one SAE a width (the first evaluated)."""
+    by_arch: dict[str, dict[int, dict[str, Any]]] = {}
+    for sae in sorted(saes, key=lambda s: s["d_sae"]):
+        if sae["metrics"].get("mse") is not None and sae["metrics"].get("l0") is not None:
+            by_arch.setdefault(f"{sae['arch']}", {}).setdefault(sae["d_sae"], sae)
+    for arch, by_width in sorted(by_arch.items()):
+        ladder = list(by_width.values())
+        if len(ladder) < 2:
+            continue
+        mse = [s["metrics"]["mse"] for s in ladder]
+        l0 = [s["metrics"]["l0"] for s in ladder]
+        similar = max(l0) - min(l0) <= SIMILAR_L0 * min(l0)
+        falls = all(b < a for a, b in pairwise(mse))
+        steps = ", ".join(
+            f"{number(m)} at {number(s['d_sae'])} latents (L0 {number(x, 3)})"
+            for s, m, x in zip(ladder, mse, l0, strict=True)
+        )
+        verb = "falls" if falls else "does not fall at every step"
+        yield f"MSE {verb} with width at {'similar' if similar else 'different'} L0 ({arch}): {steps}."
+
+
+def _stitching(run: Run) -> Iterable[str]:
+    pairs = pairs_of(run)
+    yield from _shares(pairs)
+    measured = [(a, p) for a, p in pairs if p.get("data")]
+    wide = [(a, p) for a, p in measured if not is_control(p)]
+    aucs = [(p, p["data"]["auc"]) for _, p in wide if p["data"].get("auc") is not None]
+    if aucs:
+        parts = [f"{_pair(p)} {number(v, 3)}" for p, v in aucs]
+        yield f"AUC of max cosine as predictor of the effect's sign: {_joined(parts)} (0.5 is chance)."
+    for artifact, pair in wide[:_MOST]:
+        theta = artifact.payload["theta"]
+        group = group_at(pair, theta)
+        novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
+        if novel is not None and rest is not None:
+            yield (
+                f"At θ = {theta:g} adding all novel latents of {pair['large']} to {pair['small']} changes its MSE by "
+                f"{percent(novel, signed=True)}, adding the reconstruction latents by {percent(rest, signed=True)}."
+            )
+    ends = [d for _, p in measured if (d := end_difference(p)) is not None]
+    if ends:
+        many = "Path ends equal" if len(ends) > 1 else "The path's ends equal"
+        close = max(ends) < 1e-3
+        verb = many if close else "Path ends DIFFER from"
+        yield f"{verb} the SAEs' own numbers (largest relative difference of MSE {number(max(ends), 2)})."
+
+
+def _pair(pair: Pair) -> str:
+    return f"{pair['small']} → {pair['large']}"
+
+
+def _shares(pairs: Sequence[tuple[Any, Pair]]) -> Iterable[str]:
+    """Novelty between widths, against what two seeds of one width already differ by."""
+    controls = [p for _, p in pairs if is_control(p) and p["reconstruction_share"] is not None]
+    wide = [p for _, p in pairs if not is_control(p) and p["novel_share"] is not None]
+    if wide:
+        parts = [f"{percent(p['novel_share'])} ({_pair(p)})" for p in wide]
+        yield f"Share of the larger SAE's latents that are new to the smaller: {_joined(parts)}."
+    for control in controls[:_MOST]:
+        text = (
+            f"Two seeds of width {number(control['n_small'])} share {percent(control['reconstruction_share'])}, so "
+            f"{percent(control['novel_share'])} are “new” from one seed to the other"
+        )
+        up = [p for p in wide if p["n_small"] == control["n_small"]]
+        if up:
+            text += f", against {percent(up[0]['novel_share'])} new in the wider one ({_pair(up[0])})"
+        yield f"{text}."
+
+
+def end_difference(pair: Pair) -> float | None:
+    """The larger relative difference between the path's ends and the SAEs' own MSE; None if there is no path."""
+    data = pair.get("data") or {}
+    if (stated := data.get("path_end_error")) is not None:  # null where the bias chosen makes that end differ
+        return max((v for v in stated.values() if v is not None), default=None)
+    mse = (data.get("path") or {}).get("mse")
+    if not mse:
+        return None
+    ends = [(mse[0], data.get("mse_small")), (mse[-1], data.get("mse_large"))]
+    return max((abs(a - b) / abs(b) for a, b in ends if a is not None and b), default=None)
+
+
+def _meta(run: Run) -> Iterable[str]:
+    for artifact in run.found.of(h.META):
+        payload = artifact.payload
+        explained = payload["variance_explained"]["threshold_mode"]
+        if explained is None:
+            continue
+        names = {"random_directions": "random directions", "shuffled_coordinates": "rows with shuffled coordinates"}
+        controls = [
+            f"{percent(c['variance_explained'])} for {names.get(c['name'], c['name'])}"
+            for c in payload.get("controls") or []
+            if c["variance_explained"] is not None
+        ]
+        text = (
+            f"The meta-SAE ({number(payload['d_sae'])} meta-latents, k = {number(payload['k'])}) explains "
+            f"{percent(explained)} of the variance of {payload['parent']['name']}'s decoder rows"
+        )
+        yield f"{text}, against {' and '.join(controls)}." if controls else f"{text} (no control was trained)."
+
+
+def _explained(run: Run) -> Iterable[str]:
+    for explained in run.explanations:
+        values = scored(explained)
+        average = autointerp_mean(run, explained.sae_sha256) if values else None
+        if average is not None:
+            text = (
+                f"Descriptions of {explained.sae_name} predict activations with a mean correlation of "
+                f"{number(average, 3)} over {number(len(values))} latents"
+            )
+            control = explained.summary("simulate").get("control_mean")
+            if control is None:
+                control = mean(v for _, v in scored(explained, "shuffled"))
+            yield f"{text}; shuffled descriptions: {number(control, 2)}." if control is not None else f"{text}."
+        if choice := choice_of(explained):
+            yield (
+                f"Multiple choice over {explained.sae_name}: {percent(choice['accuracy'])} of "
+                f"{number(int(choice['n']))} questions right (95 % interval {percent(choice['low'])} to "
+                f"{percent(choice['high'])}), chance {percent(choice['chance'])}."
+            )

@@ -1,0 +1,44 @@
+"""What every part of the page needs of stitched pairs: order, control pairs, group effects, colours, bins."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from saetool.artifacts import header as h
+from saetool.report.collect import Artifact
+from saetool.report.run import Run
+
+NOVEL, RECONSTRUCTION, NEUTRAL = 1, 0, 6
+"""Series (colour, dash, marker) of the two groups of latents, and of lines for comparison."""
+TABLE_ROWS = 25
+"""Rows of the table under a curve; it says how many points there are."""
+
+Pair = dict[str, Any]
+
+
+def is_control(pair: Pair) -> bool:
+    """Whether a pair is two SAEs of one width: the same thing learned twice."""
+    return pair["n_small"] == pair["n_large"]
+
+
+def pairs_of(run: Run) -> list[tuple[Artifact, Pair]]:
+    """All pairs of all stitching records: pairs of widths first, by width, then pairs of seeds."""
+    found = [(artifact, pair) for artifact in run.found.of(h.STITCH) for pair in artifact.payload["pairs"]]
+    return sorted(found, key=lambda p: (is_control(p[1]), p[1]["n_small"], p[1]["n_large"], p[1]["large"]))
+
+
+def group_at(pair: Pair, theta: float | None) -> dict[str, Any]:
+    """The measured effects of adding whole groups at ``theta``; empty if they were not measured there."""
+    groups = (pair.get("data") or {}).get("groups") or []
+    return next((g for g in groups if theta is not None and abs((g.get("theta") or 0) - theta) < 1e-9), {})
+
+
+def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
+    """How many of ``values`` lie in each [edge, next edge), the last bin closed."""
+    counts = [0] * (len(edges) - 1)
+    for value in values:
+        low, high = 0, len(edges) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if value >= edges[middle] else (low, middle)
+        counts[low] += 1
+    return counts

@@ -1,0 +1,290 @@
+"""The SAEs side by side, and how they were trained: sections made from eval records, training logs and SAE headers."""
+
+from typing import Any
+
+from saetool.artifacts import header as h
+from saetool.report.blocks import (
+    ABSENT,
+    Cell,
+    Column,
+    Figure,
+    Figures,
+    Group,
+    Section,
+    Table,
+    num,
+    number,
+    pct,
+    percent,
+    words,
+)
+from saetool.report.collect import Artifact
+from saetool.report.run import Run, mean, score
+from saetool.report.scales import Scale, defined, linear, log
+from saetool.report.svg import Key, Plot
+
+_COLUMNS = (
+    Column("SAE", numeric=False),
+    Column("arch", "architecture it was trained as", numeric=False),
+    Column("width", "number of latents"),
+    Column("k", "active latents per token asked for"),
+    Column("θ", "inference threshold, as the SAE's header states it"),
+    Column("L0", "active latents per token, mean"),
+    Column("MSE", "squared error summed over dimensions, mean over tokens"),
+    Column("EV", "explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²"),
+    Column("EV, no outliers", "the same over the dimensions whose variance is no outlier"),
+    Column("EV, legacy", "explained_variance_legacy = mean over tokens of 1 − ‖x − x̂‖² / ‖x − x̄‖²"),
+    Column("FVU", "fraction of variance unexplained = 1 − EV"),
+    Column("CE clean", "cross-entropy of the language model, nats per token"),
+    Column("CE spliced", "with the SAE's reconstruction in place of the activations"),
+    Column("CE zero", "with zeros in their place"),
+    Column("CE mean", "with their mean in their place"),
+    Column("CE recovered (zero)", "share of the loss that zeros cost which the SAE keeps"),
+    Column("CE recovered (mean)", "share of the loss that the mean costs which the SAE keeps"),
+    Column("dead", "latents that never fired on the evaluated tokens"),
+    Column("autointerp r", "mean correlation of predicted and true activations over the explained latents"),
+)
+
+
+def quality(run: Run) -> Section | None:
+    """Every evaluated SAE in one table, and the frontier of sparsity against error."""
+    records = run.found.of(h.EVAL)
+    if not records:
+        return None
+    rows = [_row(run, sae) for record in records for sae in record.payload["saes"]]
+    used = [i for i in range(len(_COLUMNS)) if any(row[i].text != ABSENT for row in rows)]
+    split = "; ".join(sorted({f"{r.payload['split']} split, {number(r.payload['n_tokens'])} tokens" for r in records}))
+    table = Table(
+        f"All evaluated SAEs ({split})",
+        [_COLUMNS[i] for i in used],
+        [[row[i] for i in used] for row in rows],
+        note="The glossary has the formulas. Columns without any value are left out; – is not measured or undefined.",
+        sortable=True,
+    )
+    blocks: list[Any] = [table]
+    figures = [f for f in (_frontier(run, records), _densities(run, records)) if f]
+    if figures:
+        blocks.append(Figures(figures))
+    return Section("saes", "SAEs compared", "How well each SAE reconstructs, and how sparsely.", blocks)
+
+
+def _row(run: Run, sae: dict[str, Any]) -> list[Cell]:
+    m, ce = sae["metrics"], sae.get("ce") or {}
+    artifact = run.found.by_sha.get(sae["sha256"])
+    config = artifact.header.config if artifact else {}
+    theta = (config.get("threshold") or {}).get("value") if isinstance(config.get("threshold"), dict) else None
+    return [
+        words(sae["name"], 40),
+        words(config.get("arch") or sae["arch"]),
+        num(sae["d_sae"]),
+        num(sae.get("k")),
+        num(theta),
+        num(m.get("l0")),
+        num(m.get("mse")),
+        num(m.get("explained_variance")),
+        num(m.get("explained_variance_no_outliers")),
+        num(m.get("explained_variance_legacy")),
+        num(m.get("fvu")),
+        num(ce.get("ce_loss_without_sae")),
+        num(ce.get("ce_loss_with_sae")),
+        num(ce.get("ce_loss_with_zero_ablation")),
+        num(ce.get("ce_loss_with_mean_ablation")),
+        num(ce.get("ce_loss_score_zero")),
+        num(ce.get("ce_loss_score_mean")),
+        num(m.get("dead")),
+        num(autointerp_mean(run, sae["sha256"])),
+    ]
+
+
+def autointerp_mean(run: Run, sha256: str) -> float | None:
+    """The mean simulation correlation of an SAE's latents: as its explanations state it, else over their records."""
+    for explained in run.explanations:
+        if run.identity(explained.sae_sha256) == run.identity(sha256):
+            stated = explained.summary("simulate").get("mean")
+            if stated is not None:
+                return stated
+            found = mean(score(r, "simulate", "correlation") for r in explained.records)
+            if found is not None:
+                return found
+    return None
+
+
+def _frontier(run: Run, records: list[Artifact]) -> Figure | None:
+    """L0 against MSE, one mark an SAE."""
+    saes = [s for r in records for s in r.payload["saes"]]
+    known = [s for s in saes if defined([s["metrics"].get("l0"), s["metrics"].get("mse")])[1:]]
+    if len(known) < 2:
+        return None
+    xs = [s["metrics"]["l0"] for s in known]
+    ys = [s["metrics"]["mse"] for s in known]
+    middle = sum(xs) / len(xs)  # at least a tenth either way, or equal L0s would look far apart
+    plot = Plot(
+        linear([*xs, 0.9 * middle, 1.1 * middle], pad=0.1),
+        linear(ys, pad=0.15),
+        "L0 (active latents per token)",
+        "MSE (summed over d)",
+    )
+    for sae, x, y in zip(known, xs, ys, strict=True):
+        plot.mark(x, y, run.series(sae["name"], sae["sha256"]), f"{sae['name'].removesuffix('.st')}")
+        plot.remember(sae["name"], [x], [y])
+    title = "Error against sparsity, one mark an SAE"
+    caption = f"{len(known)} SAEs. Lower is a better reconstruction, further left a sparser one."
+    rows = [[words(s["name"]), num(s["d_sae"]), num(x), num(y)] for s, x, y in zip(known, xs, ys, strict=True)]
+    columns = [Column("SAE", numeric=False), Column("width"), Column("L0"), Column("MSE")]
+    return Figure("saes-frontier", title, caption, plot.draw(title, caption), Table(title, columns, rows), plot.hover())
+
+
+def _densities(run: Run, records: list[Artifact]) -> Figure | None:
+    """How often latents fire: one outline an SAE, as a share of its latents."""
+    saes = [s for r in records for s in r.payload["saes"] if (s.get("density") or {}).get("counts")]
+    if not saes:
+        return None
+    shares = [[c / s["d_sae"] for c in s["density"]["counts"]] for s in saes]
+    low = min(s["density"]["log10_edges"][0] for s in saes)
+    high = max(s["density"]["log10_edges"][-1] for s in saes)
+    top = max(max(share) for share in shares)
+    plot = Plot(
+        Scale("linear", low, high),
+        Scale("linear", 0, 1.12 * top or 1),
+        "log₁₀ of the share of tokens a latent fires on",
+        "share of the SAE's latents",
+        [Key(s["name"].removesuffix(".st"), run.series(s["name"], s["sha256"])) for s in saes],
+    )
+    for sae, share in zip(saes, shares, strict=True):
+        plot.steps(sae["density"]["log10_edges"], share, run.series(sae["name"], sae["sha256"]))
+    title = "How often the latents fire"
+    dead = ", ".join(f"{s['name']} {number(s['metrics'].get('dead'))}" for s in saes)
+    caption = f"One outline an SAE; latents that never fired are not in it (dead: {dead})."
+    columns = [Column("SAE", numeric=False), Column("log₁₀ from"), Column("to"), Column("latents"), Column("share")]
+    rows = [
+        [words(s["name"]), num(s["density"]["log10_edges"][i]), num(s["density"]["log10_edges"][i + 1]), num(c), pct(p)]
+        for s, share in zip(saes, shares, strict=True)
+        for i, (c, p) in enumerate(zip(s["density"]["counts"], share, strict=True))
+        if c
+    ]
+    return Figure("saes-density", title, caption, plot.draw(title, caption), Table(title, columns, rows))
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+_CURVES = (
+    ("loss", "Training loss", "loss minimised", True),
+    ("mse", "Reconstruction error while training", "MSE, summed over d", True),
+    ("l0", "Active latents while training", "L0 (per token)", False),
+    ("dead", "Dead latents while training", "dead latents", False),
+)
+_TABLE_ROWS = 25
+
+
+def training(run: Run) -> Section | None:
+    """Curves of every training log, and the threshold estimates of BatchTopK SAEs."""
+    blocks: list[Any] = []
+    for i, artifact in enumerate(run.found.of(h.TRAIN_LOG)):
+        figures = [f for curve in _CURVES if (f := _curve(run, artifact, i, *curve))]
+        if figures:
+            blocks.append(Group(f"training-{i}", f"Training log {artifact.label}", [Figures(figures)]))
+    estimated = [
+        a
+        for a in run.found.of(h.SAE)
+        if isinstance(a.header.config.get("threshold"), dict) and a.header.config["threshold"].get("minima")
+    ]
+    if estimated:
+        figures = [_minima(run, a, i) for i, a in enumerate(estimated)]
+        blocks.append(Group("thresholds", "Inference thresholds of BatchTopK SAEs", [Figures(figures)]))
+    if not blocks:
+        return None
+    return Section("training", "Training", "How the SAEs got there.", blocks)
+
+
+def series_of(artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
+    """The records of each SAE of a log by step; where a step was logged twice (a resumed run) the later one counts."""
+    by_name: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in artifact.payload:
+        by_name.setdefault(record["sae"], {})[record["step"]] = record
+    return {name: [steps[s] for s in sorted(steps)] for name, steps in sorted(by_name.items())}
+
+
+def _curve(
+    run: Run, artifact: Artifact, index: int, name: str, title: str, label: str, logarithmic: bool
+) -> Figure | None:
+    logs = {n: [r for r in records if r.get(name) is not None] for n, records in series_of(artifact).items()}
+    logs = dict(sorted(((n, r) for n, r in logs.items() if r), key=lambda pair: run.series(pair[0])))
+    if not logs:
+        return None
+    steps = [r["step"] for records in logs.values() for r in records]
+    values = [r[name] for records in logs.values() for r in records]
+    logarithmic = logarithmic and min(defined(values), default=0) > 0
+    if name == "dead":
+        top = max([*values, 1])
+        scale = Scale("linear", -0.03 * top, 1.08 * top)
+    else:
+        scale = log(values) if logarithmic else linear([*values, *_around(values)])
+    plot = Plot(
+        linear(steps, pad=0, include=[0]),
+        scale,
+        "training step",
+        label + (" (log scale)" if logarithmic else ""),
+        [Key(n.removesuffix(".st"), run.series(n)) for n in logs],
+    )
+    for n, records in logs.items():
+        xs, ys = [r["step"] for r in records], [r[name] for r in records]
+        plot.line(xs, ys, run.series(n))
+        plot.remember(n, xs, ys)
+    ends = ", ".join(f"{n} {number(records[-1][name])}" for n, records in logs.items())
+    caption = f"{len(values):,} logged values. At the end: {ends}."
+    columns = [Column("SAE", numeric=False), Column("step"), Column("tokens"), Column(label)]
+    rows = [
+        [words(n), num(r["step"]), num(r.get("tokens")), num(r[name])]
+        for n, records in logs.items()
+        for r in thinned(records, _TABLE_ROWS)
+    ]
+    table = Table(title, columns, rows, note=thinned_note(max(len(r) for r in logs.values()), _TABLE_ROWS, "an SAE"))
+    return Figure(f"training-{index}-{name}", title, caption, plot.draw(title, caption), table, plot.hover())
+
+
+def _around(values: list[float]) -> list[float]:
+    """A tenth either side of the mean, so that noise about a constant looks like that."""
+    middle = sum(values) / len(values)
+    return [0.9 * middle, 1.1 * middle]
+
+
+def thinned(items: list[Any], most: int) -> list[Any]:
+    """At most about ``most`` of ``items``, evenly spaced, the first and the last always among them."""
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def thinned_note(n: int, most: int, per: str) -> str:
+    """What a table must say when it shows fewer rows than there are points."""
+    return f"{most} of {n:,} points {per}, evenly spaced." if n > most else ""
+
+
+def _minima(run: Run, artifact: Artifact, index: int) -> Figure:
+    facts = artifact.header.config["threshold"]
+    minima = facts["minima"]
+    value = facts.get("value")
+    plot = Plot(
+        linear([0, len(minima) - 1], pad=0.02),
+        linear(minima, include=[value] if value is not None else []),
+        "batch",
+        "smallest positive kept activation",
+    )
+    n = run.series(artifact.name, artifact.sha256)
+    plot.points([i for i, v in enumerate(minima) if v is not None], defined(minima), n)
+    plot.remember(artifact.name, list(range(len(minima))), minima, "batch", list(range(len(minima))))
+    if value is not None:
+        plot.horizontal(value, f"θ = mean = {number(value)}", rule="rule2")
+    title = f"Threshold estimate of {artifact.name}"
+    said = [f"{len(defined(minima))} batches of {number(facts.get('batch_size'))} tokens."]
+    if facts.get("standard_error") is not None:
+        said.append(f"Standard error of θ: {number(facts['standard_error'], 2)}.")
+    if facts.get("l0_heldout") is not None:
+        asked, got = facts.get("asked_l0"), facts["l0_heldout"]
+        off = f" ({percent(got / asked - 1, signed=True)})" if asked else ""
+        said.append(f"Asked L0 {number(asked)}, on held-out tokens {number(got)}{off}.")
+    caption = " ".join(said)
+    rows = [[num(i), num(v)] for i, v in thinned(list(enumerate(minima)), _TABLE_ROWS)]
+    note = thinned_note(len(minima), _TABLE_ROWS, "")
+    table = Table(title, [Column("batch"), Column("smallest kept activation")], rows, note=note)
+    return Figure(f"threshold-{index}", title, caption, plot.draw(title, caption), table, plot.hover())

@@ -1,0 +1,92 @@
+"""Page → one self-contained HTML file: no network, strict content security policy, everything escaped.
+
+Styles and script are inlined and allowed by their hashes alone; data for the script are JSON blocks in which ``<``,
+``>`` and ``&`` are written as escapes, so that no text can end a block or begin a comment. Equal input, equal bytes.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from saetool.artifacts import header as h
+from saetool.errors import ArtifactError
+from saetool.report.sections import Page
+
+LAYOUT = 1
+"""Rises when the page's form changes, so that an older page is made anew."""
+MAX_BYTES = 3_000_000
+"""A page above this is slow to open and to mail; the command says so."""
+_HEADER = re.compile(rb'<script type="application/json" id="saetool">(.*?)</script>', re.DOTALL)
+_CONTROL = {i: chr(0x2400 + i) for i in range(32)} | {0x7F: "␡", 0x0A: "⏎", 0x09: "⇥"}
+# Characters that turn the reading direction around are shown by name, or they would reorder the text after them.
+_BIDI = {c: f"⟨U+{c:04X}⟩" for c in (0x202A, 0x202B, 0x202C, 0x202D, 0x202E, 0x2066, 0x2067, 0x2068, 0x2069)}
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def render(page: Page, header: h.Header, *, autoescape: bool = True) -> bytes:
+    """The page as HTML (UTF-8), ``header`` inside it as its first JSON block.
+
+    ``autoescape=False`` exists for the test that shows that escaping is what keeps hostile text harmless.
+    """
+    loader = jinja2.PackageLoader("saetool.report")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"visible": visible, "json": _json_block}
+    static = files("saetool.report") / "static"
+    style = (static / "report.css").read_text("utf-8")
+    script = (static / "report.js").read_text("utf-8")
+    record = {
+        "title": page.title,
+        "found": page.found,
+        "warnings": page.warnings,
+        "findings": page.findings,
+        "sections": [{"id": s.id, "title": s.title} for s in page.sections],
+        "missing": [{"title": m.title, "command": m.command} for m in page.missing],
+    }
+    html = environment.get_template("page.html").render(
+        page=page,
+        policy=Markup(
+            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+        style=Markup(style),
+        script=Markup(script),
+        header=header.to_json(),
+        record=record,
+    )
+    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", html).encode("utf-8")
+
+
+def visible(text: str) -> str:
+    """``text`` with characters that cannot be seen (line ends, controls, direction marks) as signs that can."""
+    return text.translate(_CONTROL | _BIDI)
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _json_block(value: Any) -> Markup:
+    """JSON that is safe between script tags, whatever strings it holds."""
+    text = h.canonical(h.finite(value))
+    for character in ("<", ">", "&", "\u2028", "\u2029"):
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(_SURROGATES.sub(lambda m: f"\\u{ord(m.group()):04x}", text))
+
+
+def read_header(data: bytes, where: str) -> h.Header:
+    """The header in a page's bytes. Raises ``ArtifactError`` if it is no page of ours."""
+    found = _HEADER.search(data)
+    if found is None:
+        raise ArtifactError(f"{where}: an HTML file that saetool report did not write")
+    try:
+        return h.parse(json.loads(found.group(1)), where)
+    except ValueError:
+        raise ArtifactError(f"{where}: its saetool header is damaged (not JSON)") from None

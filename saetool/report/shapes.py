@@ -1,0 +1,214 @@
+"""What a record must hold for the page to be made from it, and a check that says what is wrong with one.
+
+A shape is a type or tuple of types, ``[shape]`` for a list, ``{name: shape}`` for an object with at least these
+fields, or ``Maybe(shape)`` where null is allowed.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from saetool.artifacts import header as h
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """Null, a missing field, or ``shape``."""
+
+    shape: Any
+
+
+@dataclass(frozen=True)
+class Each:
+    """An object whose fields, whatever their names, all have ``shape``."""
+
+    shape: Any
+
+
+INT = int
+NUMBER = Maybe((int, float))  # undefined numbers are written as null
+TEXT = str
+HISTOGRAM = {"edges": [(int, float)], "counts": [(int, float)]}
+
+EVAL = {
+    "split": TEXT,
+    "n_tokens": INT,
+    "saes": [
+        {
+            "name": TEXT,
+            "sha256": TEXT,
+            "arch": TEXT,
+            "d_sae": INT,
+            "k": NUMBER,
+            "metrics": Each(NUMBER),
+            "density": Maybe({"log10_edges": [(int, float)], "counts": [(int, float)]}),
+            "ce": Maybe(Each(NUMBER)),
+        }
+    ],
+}
+
+_DATA = {
+    "split": TEXT,
+    "n_tokens": INT,
+    "mse_small": NUMBER,
+    "mse_large": NUMBER,
+    "l0_small": NUMBER,
+    "l0_large": NUMBER,
+    "alive": Maybe(Each(NUMBER)),
+    "path_end_error": Maybe(Each(NUMBER)),
+    "effects": Maybe({"delta_mse": [NUMBER]}),
+    "auc": NUMBER,
+    "best_theta": NUMBER,
+    "groups": Maybe([Each(NUMBER)]),
+    "path": Maybe(
+        {
+            "order": Maybe(TEXT),
+            "bias": Maybe(TEXT),
+            "n_add_steps": INT,
+            "n_swap_steps": NUMBER,
+            "mse": [NUMBER],
+            "l0": [NUMBER],
+            "n_latents": [INT],
+        }
+    ),
+}
+
+STITCH = {
+    "theta": (int, float),
+    "saes": [{"name": TEXT, "sha256": TEXT, "d_sae": INT}],
+    "pairs": [
+        {
+            "small": TEXT,
+            "large": TEXT,
+            "small_sha256": TEXT,
+            "large_sha256": TEXT,
+            "n_small": INT,
+            "n_large": INT,
+            "novel": INT,
+            "reconstruction": INT,
+            "novel_share": NUMBER,
+            "reconstruction_share": NUMBER,
+            "unmatched_small": INT,
+            "components": INT,
+            "component_shapes": [[INT]],
+            "nearest": Maybe([NUMBER]),
+            "max_cosine": {"mean": NUMBER, "median": NUMBER, "values": [NUMBER]},
+            "edges": Maybe([[(int, float)]]),
+            "sweep": Maybe([Each(NUMBER)]),
+            "null": Maybe(Each(NUMBER)),
+            "data": Maybe(_DATA),
+        }
+    ],
+}
+
+META = {
+    "parent": {"name": TEXT, "sha256": TEXT},
+    "n_rows": INT,
+    "k": (int, float),
+    "d_sae": INT,
+    "variance_explained": {"threshold_mode": NUMBER, "train_mode": NUMBER},
+    "controls": Maybe([{"name": TEXT, "variance_explained": NUMBER}]),
+    "max_cosine": Maybe({"within": Maybe(HISTOGRAM), "to_parent": Maybe(HISTOGRAM)}),
+    "decompositions": Maybe({"latents": [INT], "indices": [[INT]], "weights": [[(int, float)]]}),
+}
+
+TRAIN_LOG = [
+    {"sae": TEXT, "step": INT, "latents": NUMBER, "tokens": NUMBER, "loss": NUMBER, "mse": NUMBER, "l0": NUMBER}
+    | {"dead": NUMBER}
+]
+EXPLANATIONS = [
+    {
+        "latent": INT,
+        "status": TEXT,
+        "description": Maybe(TEXT),
+        "density": NUMBER,
+        "max_act": NUMBER,
+        "windows": Maybe([INT]),
+        "members": Maybe([[(int, float)]]),
+        "scores": Maybe(Each(Maybe(dict))),
+    }
+]
+HEADER = {
+    "config": {"threshold": Maybe((dict, int, float, str))},
+    "model": dict,
+    "inputs": [{"role": TEXT, "name": TEXT, "sha256": TEXT, "schema": TEXT}],
+    "history": [{"verb": TEXT, "options": dict}],
+}
+_THRESHOLD = {"value": NUMBER, "standard_error": NUMBER, "minima": Maybe([NUMBER])}
+
+SHAPES = {
+    h.EVAL: EVAL,
+    h.STITCH: STITCH,
+    h.META: META,
+    h.TRAIN_LOG: TRAIN_LOG,
+    h.EXPLANATIONS: EXPLANATIONS,
+}
+
+
+def wrong(value: Any, shape: Any, where: str = "") -> str | None:
+    """In a few words what of ``value`` does not fit ``shape``; None if all does."""
+    if isinstance(shape, Maybe):
+        return None if value is None else wrong(value, shape.shape, where)
+    at = where or "the record"
+    if isinstance(shape, Each):
+        if not isinstance(value, dict):
+            return f"{at} is not an object"
+        shape = dict.fromkeys(value, shape.shape)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{at} is not an object"
+        for name, inner in shape.items():
+            inside = f"{where}.{name}" if where else name
+            if name not in value and not isinstance(inner, Maybe):
+                return f"{inside} is missing"
+            if found := wrong(value.get(name), inner, inside):
+                return found
+        return None
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{at} is not a list"
+        for i, item in enumerate(value):
+            if found := wrong(item, shape[0], f"{where}[{i}]"):
+                return found
+        return None
+    if isinstance(value, bool) or not isinstance(value, shape):
+        return f"{at} has the wrong type"
+    return None
+
+
+def mismatch(header: h.Header, payload: Any) -> str | None:
+    """What is wrong with an artifact's header or payload, in a few words; None if the page can be made from it."""
+    schema = header.schema
+    if found := wrong(header.to_json(), HEADER):
+        return f"header: {found}"
+    threshold = header.config.get("threshold")
+    if schema == h.SAE and isinstance(threshold, dict) and (found := wrong(threshold, _THRESHOLD, "threshold")):
+        return f"header: {found}"
+    if schema in SHAPES and (found := wrong(payload, SHAPES[schema])):
+        return found
+    if schema == h.STITCH:
+        for i, pair in enumerate(payload["pairs"]):
+            if found := _pair_mismatch(pair):
+                return f"pairs[{i}].{found}"
+    if schema == h.META and (parts := payload.get("decompositions")):
+        sizes = [len(parts["latents"]), len(parts["indices"]), len(parts["weights"])]
+        rows = zip(parts["indices"], parts["weights"], strict=False)
+        if len(set(sizes)) > 1 or any(len(a) != len(b) for a, b in rows):
+            return "decompositions: latents, indices and weights differ in length"
+    return None
+
+
+def _pair_mismatch(pair: dict[str, Any]) -> str | None:
+    if len(pair["max_cosine"]["values"]) != pair["n_large"]:
+        return "max_cosine.values has not one value a latent"
+    if any(len(shape) != 3 for shape in pair["component_shapes"]):
+        return "component_shapes holds something else than [small, large, count]"
+    if any(len(edge) != 3 for edge in pair.get("edges") or []):
+        return "edges holds something else than [small, large, cosine]"
+    data = pair.get("data") or {}
+    if (effects := data.get("effects")) and len(effects["delta_mse"]) != pair["n_large"]:
+        return "data.effects.delta_mse has not one value a latent"
+    if path := data.get("path"):
+        sizes = {len(path["mse"]), len(path["l0"]), len(path["n_latents"])}
+        if len(sizes) > 1:
+            return "data.path: mse, l0 and n_latents differ in length"
+    return None

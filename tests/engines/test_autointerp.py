@@ -1,0 +1,393 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted_text import (
+    CTX,
+    DEAD,
+    DENSE,
+    ONE_DOCUMENT,
+    PAIR,
+    RANDOM,
+    RARE,
+    UNIGRAM,
+    D,
+    V,
+    pair_of,
+    planted_cache,
+    planted_sae,
+)
+
+from saetool.artifacts.cache import Cache
+from saetool.config import AutointerpConfig
+from saetool.core import ngram, scoring
+from saetool.core.ngram import Entry
+from saetool.engines import autointerp, choice, firings, windows
+from saetool.engines.firings import Firing
+from saetool.engines.windows import N_EXPLAIN, ROLES, Text
+
+SPLITS = ("train", "heldout")
+CONFIG = AutointerpConfig(window=16, n_quantile=5, score_quantile=5, min_firing=8)
+
+
+def silent(n: int) -> None:
+    """No progress bar."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return planted_cache(tmp_path_factory.mktemp("planted") / "acts")
+
+
+def explain(cache: Cache, config: AutointerpConfig = CONFIG) -> dict[int, autointerp.Explained]:
+    counts = firings.count(planted_sae(), cache, SPLITS, "cpu", silent)
+    found = autointerp.explain(planted_sae(), cache, SPLITS, range(D), counts, config, "cpu", silent)
+    return {e.latent: e for e in found}
+
+
+@pytest.fixture(scope="module")
+def explained(cache: Cache) -> dict[int, autointerp.Explained]:
+    return explain(cache)
+
+
+@pytest.fixture(scope="module")
+def scored(explained: dict[int, autointerp.Explained]) -> dict[int, autointerp.Scored]:
+    return {s.explained.latent: s for s in autointerp.score(list(explained.values()), seed=0)}
+
+
+def correlations(scored: dict[int, autointerp.Scored], latents: range) -> list[float]:
+    return [r for j in latents if (r := scored[j].simulation.correlation) is not None]
+
+
+# --- planted rules ---------------------------------------------------------------------------------------------
+
+
+def test_latents_of_one_token_are_explained_almost_perfectly(scored, explained) -> None:
+    assert min(correlations(scored, UNIGRAM)) >= 0.95
+    for j in UNIGRAM:
+        assert [e.token for e in explained[j].table if e.previous is None] == [j]
+
+
+def test_latents_of_a_pair_need_pairs(scored, explained) -> None:
+    with_pairs = correlations(scored, PAIR)
+    assert min(with_pairs) >= 0.9
+    without = []
+    for j in PAIR:
+        assert any((e.previous, e.token) == pair_of(j) for e in explained[j].table)
+        test = explained[j].windows.pick(~explained[j].windows.explaining)
+        tokens_only = tuple(e for e in explained[j].table if e.previous is None)
+        p = ngram.predict(tokens_only, test.tokens, test.lengths)
+        without.append(scoring.simulation(test.acts, p, test.lengths, 1.0).correlation or 0.0)
+    assert np.mean(with_pairs) - np.mean(without) >= 0.1
+
+
+def test_latents_that_fire_at_random_cannot_be_explained(scored) -> None:
+    assert abs(np.mean(correlations(scored, RANDOM))) <= 0.1
+
+
+def test_another_latents_table_scores_nothing(scored) -> None:
+    controls = [s.control.correlation or 0.0 for s in scored.values()]
+    assert abs(np.mean(controls)) <= 0.1
+    assert all(s.control_latent not in (None, j) for j, s in scored.items())
+
+
+def test_scoring_on_the_explaining_windows_inflates_the_score(scored, explained) -> None:
+    leaked = []
+    for j in RANDOM:
+        shown = explained[j].windows.pick(explained[j].windows.explaining)
+        p = ngram.predict(explained[j].table, shown.tokens, shown.lengths)
+        leaked.append(scoring.simulation(shown.acts, p, shown.lengths, explained[j].scale).correlation)
+    assert np.mean(leaked) >= np.mean(correlations(scored, RANDOM)) + 0.3
+
+
+def test_latents_without_an_explanation_come_out_with_their_reason(cache, explained) -> None:
+    reasons = {j: explained[j].reason for j in range(D) if explained[j].reason}
+    assert reasons == {DEAD: "dead", RARE: "too_rare", DENSE: "too_dense", ONE_DOCUMENT: "too_rare"}
+    few = explain(cache, dataclasses.replace(CONFIG, min_firing=1))
+    assert few[ONE_DOCUMENT].reason == "one_half"
+    assert explained[DENSE].firing_rows > 0.85 * windows.read_text(cache, SPLITS).n_rows
+
+
+# --- windows ---------------------------------------------------------------------------------------------------
+
+
+def test_no_document_and_no_text_is_in_both_halves(explained) -> None:
+    for e in explained.values():
+        if e.windows is None:
+            continue
+        mine, other = e.windows.pick(e.windows.explaining), e.windows.pick(~e.windows.explaining)
+        assert len(mine.role) and len(other.role)
+        assert not set(mine.document.tolist()) & set(other.document.tolist())
+        texts = [row.tobytes() for row in e.windows.tokens]
+        assert len(set(texts)) == len(texts)
+        assert len(np.unique(e.windows.source[:, 0])) == len(e.windows.role), "one window a context"
+
+
+def test_random_windows_are_silent_and_others_are_not(explained) -> None:
+    for e in explained.values():
+        if e.windows is not None:
+            is_random = np.isin(e.windows.role, [ROLES.index("explain_random"), ROLES.index("score_random")])
+            peak = e.windows.acts.max(axis=1)
+            assert (peak[is_random] == 0).all()
+            assert (peak[~is_random] > 0).all()
+            assert is_random.sum() == 40
+
+
+def test_windows_show_what_the_cache_holds(cache, explained) -> None:
+    rows = {
+        (int(c), int(p)): (int(t), a)
+        for tensors in (t for split in SPLITS for t in cache.iter_split(split))
+        for c, p, t, a in zip(
+            tensors["contexts"], tensors["positions"], tensors["tokens"], tensors["acts"].numpy(), strict=True
+        )
+    }
+    for j in (0, 6, 12):
+        w = explained[j].windows
+        for i in range(len(w.role)):
+            context, start = w.source[i].tolist()
+            for offset in range(int(w.lengths[i])):
+                token, acts = rows[context, start + offset]
+                assert (w.tokens[i, offset], w.acts[i, offset]) == (token, acts[j])
+
+
+def test_top_windows_hold_the_largest_peaks_of_their_half(cache, explained) -> None:
+    text = windows.read_text(cache, SPLITS)
+    half = windows.explain_half(text.document, CONFIG.seed, CONFIG.split)
+    acts = torch.cat([t["acts"] for split in SPLITS for t in cache.iter_split(split)]).numpy()
+    for j in RANDOM:  # distinct values
+        peaks = np.array([acts[f : f + n, j].max() for f, n in zip(text.first, text.size, strict=True)])
+        w = explained[j].windows
+        for name, mine in (("explain_top", half), ("score_top", ~half)):
+            shown = w.acts[w.role == ROLES.index(name)].max(axis=1)
+            assert shown.tolist() == np.sort(peaks[mine])[::-1][:5].tolist()
+
+
+def test_quantile_windows_cover_the_range_of_peaks(explained) -> None:
+    for j in RANDOM:
+        w = explained[j].windows
+        quantile = w.acts[w.role == ROLES.index("explain_quantile")].max(axis=1)
+        assert len(quantile) == 5
+        assert (np.diff(quantile) < 0).all()
+        assert quantile[0] <= w.acts[w.role == ROLES.index("explain_top")].max(axis=1).min()
+
+
+def test_equal_windows_of_text_are_drawn_once() -> None:
+    tokens = np.tile(np.arange(8, dtype=np.int32), 40)  # forty documents with the same text
+    n = np.arange(40)
+    text = Text(tokens, n * 8, np.full(40, 8), n, np.zeros(40, dtype=int), n)
+    firing = Firing(0, n * 8 + 3, np.ones(40, dtype=np.float32))
+    half = windows.explain_half(n, 0, 0.5)
+    drawn = windows.draw(firing, windows.peaks(firing, text), text, half, AutointerpConfig(window=8))
+    assert len(drawn.role) == 1
+
+
+def test_windows_that_repeat_a_sentence_are_drawn_once() -> None:
+    g = np.random.default_rng(0)
+    tokens = g.integers(0, 1000, (40, 20)).astype(np.int32)
+    tokens[:, 6:14] = np.arange(8)  # eight tokens that every document repeats, around the activation
+    n = np.arange(40)
+    text = Text(tokens.ravel(), n * 20, np.full(40, 20), n, np.zeros(40, dtype=int), n)
+    firing = Firing(0, n * 20 + 10, np.ones(40, dtype=np.float32))
+    half = windows.explain_half(n, 0, 0.5)
+    config = AutointerpConfig(window=16)
+    assert len(windows.draw(firing, windows.peaks(firing, text), text, half, config).role) == 1
+    text.tokens[9::20] = 2000 + n  # a run of four, then of four: no repeat
+    drawn = windows.draw(firing, windows.peaks(firing, text), text, half, config)
+    assert np.bincount(drawn.role, minlength=6)[[0, 3]].tolist() == [5, 5]
+
+
+def random_case(seed: int) -> tuple[Text, Firing]:
+    """Stretches of 1 … 20 tokens and activations anywhere."""
+    g = np.random.default_rng(seed)
+    size = g.integers(1, 21, 15)
+    first = np.concatenate([[0], np.cumsum(size)[:-1]])
+    n = np.arange(15)
+    text = Text(g.integers(0, 1000, size.sum()).astype(np.int32), first, size, n, n * 0, n)
+    rows = np.flatnonzero(g.random(size.sum()) < 0.2)
+    return text, Firing(3, rows, g.integers(1, 4, len(rows)).astype(np.float32))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_silent_start_is_offered_once(seed: int) -> None:
+    text, firing = random_case(seed)
+    width = 4
+    places = windows._silent_starts(firing, text, width)
+    for s in range(15):
+        n = min(width, int(text.size[s]))
+        starts = range(int(text.first[s]), int(text.first[s] + text.size[s]) - n + 1)
+        want = [b for b in starts if not set(range(b, b + n)) & set(firing.rows.tolist())]
+        assert places.total[s] == len(want)
+        mine = slice(places.first_gap[s], places.first_gap[s + 1])
+        gaps = zip(places.begin[mine], places.offers[mine], strict=True)
+        assert [b + i for b, m in gaps for i in range(m)] == want
+        if want:
+            g = np.random.default_rng(0)
+            assert {places.start(s, g) for _ in range(300)} == set(want)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_peaks_are_the_first_largest_activations_of_each_stretch(seed: int) -> None:
+    text, firing = random_case(seed)
+    dense = np.zeros(text.n_rows)
+    dense[firing.rows] = firing.values
+    found = windows.peaks(firing, text)
+    stretches = [slice(f, f + n) for f, n in zip(text.first, text.size, strict=True)]
+    want = [(-dense[s].max(), i, s.start + int(dense[s].argmax())) for i, s in enumerate(stretches) if dense[s].any()]
+    assert list(zip(found.stretch.tolist(), found.row.tolist(), strict=True)) == [(i, r) for _, i, r in sorted(want)]
+
+
+def test_a_stretch_ends_where_document_context_or_position_breaks(tmp_path: Path) -> None:
+    columns = {
+        "tokens": [1, 2, 3, 4, 5, 6, 7],
+        "contexts": [0, 0, 0, 0, 1, 1, 1],
+        "documents": [0, 0, 1, 1, 1, 1, 1],
+        "positions": [1, 2, 3, 4, 1, 2, 4],
+    }
+
+    class Rows:
+        def row_tensor(self, split: str, name: str) -> torch.Tensor:
+            return torch.tensor(columns[name], dtype=torch.int32)
+
+    text = windows.read_text(Rows(), ["train"])
+    assert text.first.tolist() == [0, 2, 4, 6]
+    assert text.size.tolist() == [2, 2, 2, 1]
+    assert text.position.tolist() == [1, 3, 1, 4]
+
+
+def test_half_of_the_documents_explain_whatever_the_seed() -> None:
+    documents = np.arange(20_000)
+    first, second = (windows.explain_half(documents, seed, 0.5) for seed in (0, 1))
+    assert abs(first.mean() - 0.5) < 0.02
+    assert abs((first & second).mean() - 0.25) < 0.02, "another seed is another, independent division"
+    assert abs(windows.explain_half(documents, 0, 0.2).mean() - 0.2) < 0.02
+
+
+# --- firings ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["jumprelu", "topk"])
+def test_counts_and_activations_equal_a_dense_encoding(cache: Cache, arch: str) -> None:
+    sae = planted_sae()
+    if arch == "topk":
+        sae = dataclasses.replace(sae, arch="topk", k=1, threshold=None)
+    z = sae.encode(torch.cat([t["acts"] for split in SPLITS for t in cache.iter_split(split)]))
+    assert (firings.count(sae, cache, SPLITS, "cpu", silent) == (z > 0).sum(0).numpy()).all()
+    some = [7, 2, DEAD]
+    assert (firings.count(sae, cache, SPLITS, "cpu", silent, some) == (z[:, some] > 0).sum(0).numpy()).all()
+    for firing, j in zip(firings.collect(sae, cache, SPLITS, some, "cpu", silent), some, strict=True):
+        assert firing.latent == j
+        assert firing.rows.tolist() == z[:, j].nonzero().squeeze(1).tolist()
+        assert (firing.values == z[firing.rows, j].numpy()).all()
+
+
+def test_groups_keep_order_and_stay_within_the_budget() -> None:
+    groups = firings.groups([5, 1, 4, 2], np.array([3, 3, 9, 1]), budget=6)
+    assert groups == [[5, 1], [4], [2]]
+
+
+def test_reading_in_several_passes_changes_nothing(cache, explained, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = firings.groups
+    monkeypatch.setattr(firings, "groups", lambda latents, counts: split(latents, counts, budget=2000))
+    for j, again in explain(cache).items():
+        assert again.table == explained[j].table
+        assert again.windows is None or (again.windows.source == explained[j].windows.source).all()
+
+
+def test_a_latents_windows_do_not_depend_on_the_others_asked_for(cache, explained) -> None:
+    counts = firings.count(planted_sae(), cache, SPLITS, "cpu", silent, [7])
+    (alone,) = autointerp.explain(planted_sae(), cache, SPLITS, [7], counts, CONFIG, "cpu", silent)
+    assert alone.table == explained[7].table
+    assert (alone.windows.source == explained[7].windows.source).all()
+
+
+def test_roles_say_which_half_a_window_is_of() -> None:
+    assert all(name.startswith("explain") for name in ROLES[:N_EXPLAIN])
+    assert all(name.startswith("score") for name in ROLES[N_EXPLAIN:])
+    assert CONFIG.window < CTX and V > 12
+
+
+# --- multiple choice -------------------------------------------------------------------------------------------
+
+
+def planted_meta(n_parent: int = 120, n_meta: int = 20, seed: int = 0) -> tuple[np.ndarray, dict[int, ngram.Table]]:
+    """Parents that are each active in two meta-latents, of which each brings its own token to the table."""
+    g = np.random.default_rng(seed)
+    z = np.zeros((n_parent, n_meta), dtype=np.float32)
+    tables = {}
+    for i in range(n_parent):
+        mine = g.choice(n_meta, 2, replace=False)
+        z[i, mine] = 0.5 + g.random(2)
+        tables[i] = tuple(Entry(None, int(100 + m), 10) for m in mine)
+    return z, tables
+
+
+def test_planted_meta_latents_are_labelled_with_their_tokens() -> None:
+    z, tables = planted_meta()
+    for one in choice.label(z, choice.token_tables(tables, len(z)), range(20), 10):
+        assert one.table[0] == Entry(None, 100 + one.latent, 10)
+        assert [m for m, _ in one.members] == np.argsort(-z[:, one.latent], kind="stable")[:5].tolist()
+
+
+def test_planted_parents_are_found_among_others() -> None:
+    z, tables = planted_meta()
+    questions = choice.ask(z, choice.token_tables(tables, len(z)), 1000, 5, seed=0)
+    assert len(questions.latent) == 120
+    assert questions.answers.points.mean() > 0.95
+    assert (np.take_along_axis(questions.options, questions.right[:, None], 1)[:, 0] == questions.latent).all()
+    assert all(len(set(row)) == 5 for row in questions.options.tolist())
+    low, high = scoring.wilson(questions.control.points.sum(), 120, z=2.58)
+    assert low < 0.2 < high
+
+
+def test_random_tables_are_found_at_chance() -> None:
+    z, _ = planted_meta(n_parent=600, n_meta=40)
+    g = np.random.default_rng(1)
+    tables = {i: tuple(Entry(None, int(t), 10) for t in g.choice(30, 4, replace=False)) for i in range(len(z))}
+    questions = choice.ask(z, choice.token_tables(tables, len(z)), 1000, 5, seed=0)
+    low, high = scoring.wilson(questions.answers.points.sum(), len(questions.latent), z=2.58)
+    assert low < 0.2 < high
+
+
+def test_a_profile_is_made_without_the_options() -> None:
+    # Every latent has a token of its own: only a profile that holds the latent itself could find it.
+    z = np.ones((30, 1), dtype=np.float32)
+    tables = choice.token_tables({i: (Entry(None, i, 10),) for i in range(30)}, 30)
+    questions = choice.ask(z, tables, 30, 5, seed=0)
+    assert (questions.answers.chosen == -1).all()
+    assert questions.answers.points.tolist() == pytest.approx([0.2] * 30)
+    best = choice.strongest_members(z, tables.labelled, 7)
+    profile = choice._profiles(z, best, tables, np.array([2]), np.array([[2, 0]])).toarray()
+    assert np.flatnonzero(profile[0]).tolist() == [1, 3, 4, 5, 6]
+
+
+def test_a_profile_equals_the_weighted_sum_of_mean_tables() -> None:
+    z, tables = planted_meta(n_parent=40, n_meta=6, seed=3)
+    found = choice.token_tables(tables, 40)
+    best = choice.strongest_members(z, found.labelled, 7)
+    source, without = np.array([4, 9, 4]), np.array([[4, 1], [30, 9], [17, 2]])
+    ours = choice._profiles(z, best, found, source, without).toarray()
+    unit = found.unit.toarray()
+    for row, i, left_out in zip(ours, source, without.tolist(), strict=True):
+        want = np.zeros(unit.shape[1])
+        for m in np.flatnonzero(z[i] > 0):
+            members = [j for j in np.argsort(-z[:, m], kind="stable") if j not in left_out and z[j, m] > 0][:5]
+            want += z[i, m] * unit[members].mean(axis=0)
+        np.testing.assert_allclose(row, want / np.linalg.norm(want), atol=1e-6)
+
+
+def test_latents_without_tables_or_meta_latents_are_not_asked_about() -> None:
+    z, tables = planted_meta(n_parent=40)
+    z[3] = 0
+    del tables[5]
+    found = choice.token_tables(tables, 40)
+    questions = choice.ask(z, found, 1000, 5, seed=0)
+    assert not {3, 5} & set(questions.latent.tolist())
+    assert 5 not in questions.options
+    assert questions.n_unexplained == 1
+    points, asked = choice.by_meta_latent(z, questions)
+    assert asked.sum() == 2 * len(questions.latent)
+    assert points.sum() == pytest.approx(2 * questions.answers.points.sum())
+    z[:, 0] = 0
+    assert choice.label(z, found, [0], 10)[0].reason == "dead"

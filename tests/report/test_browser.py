@@ -1,0 +1,156 @@
+"""The page in a real browser: it opens offline, runs nothing but its own script, and is whole without it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import SyntheticRun
+from test_report import HOSTILE, build
+
+from saetool.report import render
+
+pytestmark = pytest.mark.browser
+READY = "document.documentElement.dataset.ready === 'yes'"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="the Python package playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("browser")
+    SyntheticRun(folder / "run").write()
+    (folder / "report.html").write_bytes(build([folder / "run"]))
+    return folder / "report.html"
+
+
+class Tab:
+    """An open page with everything it complained about or asked for."""
+
+    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
+        self.context = browser.new_context(offline=True, reduced_motion="reduce", **options)
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def tab(browser: Any, file: Path) -> Iterator[Tab]:
+    opened = Tab(browser, file)
+    yield opened
+    opened.close()
+
+
+def test_it_opens_offline_without_a_complaint_or_a_request(tab: Tab, file: Path) -> None:
+    assert tab.page.evaluate(READY)
+    assert tab.complaints == []
+    assert tab.requests == [file.as_uri()]
+
+
+def test_hostile_text_does_not_run_and_is_shown_exactly(browser: Any, tmp_path: Path) -> None:
+    SyntheticRun(tmp_path / "run", words=HOSTILE, said=HOSTILE).write()
+    file = tmp_path / "hostile.html"
+    file.write_bytes(build([tmp_path / "run"], title=HOSTILE[0]))
+    opened = Tab(browser, file)
+    assert opened.page.evaluate(READY) and opened.complaints == [] and opened.requests == [file.as_uri()]
+    assert opened.page.title() == HOSTILE[0]
+    text = opened.page.evaluate("document.body.textContent")
+    assert [s[:30] for s in HOSTILE if render.visible(s) not in text] == []
+    opened.close()
+    file.write_bytes(build([tmp_path / "run"], title=HOSTILE[0], autoescape=False))
+    broken = Tab(browser, file)
+    assert broken.complaints or not broken.page.evaluate(READY), "without escaping the check must fail"
+    broken.close()
+
+
+def test_pointing_at_a_plot_shows_the_values(tab: Tab) -> None:
+    tab.page.locator("#pair-0-effects").scroll_into_view_if_needed()
+    box = tab.page.locator("#pair-0-effects svg").bounding_box()
+    said = set()
+    for x in range(20, 90, 5):
+        for y in range(20, 80, 15):
+            tab.page.mouse.move(box["x"] + box["width"] * x / 100, box["y"] + box["height"] * y / 100)
+            said.add(tab.page.locator("#pair-0-effects .readout").text_content())
+    shown = [text for text in said if text]
+    assert len(shown) > 10 and all("largest cosine with a latent of sae-64.st" in text for text in shown)
+    assert any(text.startswith("novel latent ") for text in shown)
+
+
+def test_a_click_on_a_column_sorts_it_both_ways(tab: Tab) -> None:
+    table = tab.page.locator("#saes table.sortable").first
+    values = "rows => rows.map(r => Number(r.cells[6].querySelector('data').value))"
+    head = table.locator("th").nth(6).locator("button")
+    head.click()
+    rising = table.locator("tbody tr").evaluate_all(values)
+    head.click()
+    falling = table.locator("tbody tr").evaluate_all(values)
+    assert rising == sorted(rising) and falling == sorted(falling, reverse=True) and len(rising) == 4
+
+
+def test_search_keeps_the_cards_that_hold_the_text(tab: Tab) -> None:
+    cards = tab.page.locator("#cards-0 > .card")
+    tab.page.locator("#cards-0 input").fill("Rugby AND the leagues")
+    visible = [i for i in range(cards.count()) if cards.nth(i).is_visible()]
+    assert 0 < len(visible) < cards.count()
+    assert all("rugby and the leagues" in cards.nth(i).text_content().lower() for i in visible)
+
+
+def test_a_link_to_a_card_opens_it(browser: Any, file: Path) -> None:
+    opened = Tab(browser, file)
+    opened.page.goto(file.as_uri() + "#latent-0-6")
+    opened.page.wait_for_function("document.getElementById('latent-0-6').open")
+    opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_window_does_not_scroll_sideways(browser: Any, file: Path, scheme: str) -> None:
+    opened = Tab(browser, file, viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    opened.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 400
+    opened.close()
+
+
+def test_without_scripts_every_figure_table_and_card_is_there(browser: Any, file: Path, tab: Tab) -> None:
+    opened = Tab(browser, file, java_script_enabled=False)
+    for what in ("figure svg", "table", "details.card", "figcaption"):
+        assert opened.page.locator(what).count() == tab.page.locator(what).count() > 20
+    assert opened.page.locator("#pair-0-effects svg").is_visible()
+    opened.page.locator("#latent-0-6 summary").click()
+    assert opened.page.locator("#latent-0-6 mark").first.is_visible()
+    opened.close()
+
+
+def test_printing_shows_what_is_folded_away(browser: Any, file: Path) -> None:
+    opened = Tab(browser, file)
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator("#latent-0-6 mark").first.is_visible()
+    assert not opened.page.locator("nav").is_visible()
+    opened.close()
+
+
+def test_every_control_can_be_reached_and_is_named(tab: Tab) -> None:
+    unnamed = tab.page.evaluate(
+        "[...document.querySelectorAll('button, a, input, summary, [role=region]')]"
+        ".filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || (e.labels && e.labels.length))).length"
+    )
+    assert unnamed == 0
+    tab.page.keyboard.press("Tab")
+    assert tab.page.evaluate("document.activeElement.className") == "skip"
