@@ -73,14 +73,16 @@ def _stitching(run: Run) -> Iterable[str]:
         parts = [f"{_pair(p)} {number(v, 3)}" for p, v in aucs]
         yield f"AUC of max cosine as predictor of the effect's sign: {_joined(parts)} (0.5 is chance)."
     for artifact, pair in wide[:_MOST]:
-        theta = artifact.payload["theta"]
-        group = group_at(pair, theta)
-        novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
-        if novel is not None and rest is not None:
-            yield (
-                f"At θ = {theta:g} adding all novel latents of {pair['large']} to {pair['small']} changes its MSE by "
-                f"{percent(novel, signed=True)}, adding the reconstruction latents by {percent(rest, signed=True)}."
-            )
+        best = pair["data"].get("best_theta")
+        for theta, words in ((best, "At the best θ,"), (artifact.payload["theta"], "At θ =")):
+            group = group_at(pair, theta) if theta is not None else {}
+            novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
+            if novel is not None and rest is not None:
+                yield (
+                    f"{words} {theta:.3g}{',' if words.endswith(',') else ''} adding all novel latents of "
+                    f"{pair['large']} to {pair['small']} changes its MSE by {percent(novel, signed=True)}, "
+                    f"adding the reconstruction latents by {percent(rest, signed=True)}."
+                )
     ends = [d for _, p in measured if (d := end_difference(p)) is not None]
     if ends:
         many = "Path ends equal" if len(ends) > 1 else "The path's ends equal"
