@@ -22,7 +22,7 @@ def number(value: float | None, digits: int = 4) -> str:
     size = abs(value)
     if isinstance(value, int) or (value == int(value) and size < 1e15):
         text = f"{int(value):,}"
-    elif size >= 10**digits:
+    elif size >= 10 ** (digits - 1):
         text = f"{value:,.0f}"
     elif size >= 1e-3:
         short = f"{value:.{digits}g}"

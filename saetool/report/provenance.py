@@ -128,7 +128,7 @@ def _chain(found: Found) -> Figure:
     absent = len(names) - given
     title = "What was made from what"
     caption = f"{number(given)} artifacts" + (
-        f"; dashed: {number(absent)} inputs that were not given." if absent else "."
+        f"; dashed: {number(absent)} input{'s' if absent != 1 else ''} not given." if absent else "."
     )
     drawing = wrap(width, tallest * _ROW + 4, title, caption, "".join(out))
     return Figure("chain", title, caption, drawing, None, wide=True)

@@ -228,7 +228,7 @@ def test_a_path_that_misses_its_end_is_said(tmp_path: Path, run_dir: Path) -> No
 @pytest.mark.parametrize(
     ("value", "text"),
     [(12288, "12,288"), (0.57214, "0.5721"), (-3.4e-5, "−3.40e−5"), (None, "–"), (float("nan"), "–"),
-     (0.60999, "0.6100"), (72.0, "72"), (0, "0"), (123456.7, "123,457")],
+     (0.60999, "0.6100"), (72.0, "72"), (0, "0"), (123456.7, "123,457"), (2199.16, "2,199")],
 )  # fmt: skip
 def test_numbers_read_as_in_print(value: float | None, text: str) -> None:
     assert blocks.number(value) == text
