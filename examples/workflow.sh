@@ -7,11 +7,12 @@
 #   WIDTHS        the ladder, smallest first: 288,576,1152
 #   TRAIN         options of saetool train: architecture, sparsity, length
 #   CE_TOKENS     tokens for the cross-entropies      META_STEPS   steps of the meta-SAE
-#   THETA         cut-off of the stitching            LATENTS      latents to explain
+#   THETA         cut-offs of the stitching: the paper's for L1 SAEs, and one near the best for small BatchTopK SAEs
+#   LATENTS       latents to explain
 set -euo pipefail
 mkdir -p "$RUN"
 ACTS=${ACTS:-$RUN/acts}
-THETA=${THETA:-0.7}
+THETA=${THETA:-0.7 0.3}
 small=${WIDTHS%%,*}
 large=${WIDTHS##*,}
 name() { case "$TRAIN" in *topk*) echo "raw-$1.st" ;; *) echo "sae-$1.st" ;; esac; }
@@ -40,8 +41,11 @@ case "$TRAIN" in
 esac
 
 saetool eval "${ladder[@]}" "$seed1" --acts "$ACTS" --ce --ce-tokens "${CE_TOKENS:-8192}" -o "$RUN/eval.json"
-saetool stitch "${ladder[@]}" --acts "$ACTS" --theta "$THETA" -o "$RUN/stitch.json"
-saetool stitch "${ladder[0]}" "$seed1" --acts "$ACTS" --theta "$THETA" -o "$RUN/seeds.json"
+for theta in $THETA; do
+  saetool stitch "${ladder[@]}" --acts "$ACTS" --theta "$theta" -o "$RUN/stitch-$theta.json"
+done
+saetool stitch "${ladder[0]}" "${ladder[-1]}" -o "$RUN/far.json"
+saetool stitch "${ladder[0]}" "$seed1" --acts "$ACTS" -o "$RUN/seeds.json"
 saetool meta "$RUN/sae-$large.st" --steps "${META_STEPS:-1000}" -o "$RUN/meta.st"
 saetool autointerp "$RUN/sae-$large.st" --acts "$ACTS" --latents "${LATENTS:-200}" -o "$RUN/latents.jsonl"
 saetool autointerp "$RUN/meta.st" --parent "$RUN/sae-$large.st" --labels "$RUN/latents.jsonl" -o "$RUN/meta-latents.jsonl"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
-from saetool.core.sae import ARCHITECTURES, SAE, check
+from saetool.core.sae import ARCHITECTURES, SAE, check, check_shapes
 from saetool.errors import ArtifactError, ConfigError
 
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -52,16 +52,15 @@ def load(path: Path) -> SAEFile:
     config = header.config
     if config.get("arch") not in ARCHITECTURES:
         raise ArtifactError(f"{where}: architecture {config.get('arch')!r} is unknown", "update saetool")
-    if tensors["W_enc"].dim() != 2:
-        raise ArtifactError(f"{where}: W_enc is not a matrix")
-    sae = SAE(
-        **{name: tensors[name].float() for name in _REQUIRED},
-        threshold=tensors["threshold"].float() if "threshold" in tensors else None,
-        arch=config["arch"],
-        k=config.get("k"),
-        subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)),
-    )
     try:
+        check_shapes(tensors, where)
+        sae = SAE(
+            **{name: tensors[name].float() for name in _REQUIRED},
+            threshold=tensors["threshold"].float() if "threshold" in tensors else None,
+            arch=config["arch"],
+            k=config.get("k"),
+            subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)),
+        )
         check(sae, where)
     except ConfigError as error:
         raise ArtifactError(error.message, "make or copy it again") from None

@@ -11,7 +11,7 @@ arXiv 2406.04093, appendix A.2).
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saetool.core import activations
@@ -60,7 +60,7 @@ class Losses:
     """‖e − ê‖², unweighted; exactly 0 where no latent is dead."""
     fired: Bool[Tensor, " d_sae"]
     """Which latents were active at least once."""
-    active: Float[Tensor, ""]
+    active: Int[Tensor, ""]
     """Active latents in the batch, all tokens together."""
     cut: float
     """The smallest value BatchTopK kept (0 for other architectures)."""

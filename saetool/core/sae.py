@@ -9,7 +9,7 @@ z = p · 1[p > θ]. Tensor names and orientation are SAELens'.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -161,16 +161,21 @@ def initial(
     )
 
 
-def check(sae: SAE, where: str) -> None:
-    """Raise ``ConfigError`` unless shapes agree, values are finite and k fits."""
-    d_in, d_sae = sae.W_enc.shape
+def check_shapes(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise ``ConfigError`` unless the shapes of W_enc, b_enc, W_dec, b_dec and threshold (if there) agree."""
+    if tensors["W_enc"].dim() != 2:
+        raise ConfigError(f"{where}: W_enc has shape {tuple(tensors['W_enc'].shape)}, a matrix expected")
+    d_in, d_sae = tensors["W_enc"].shape
     shapes = {"b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
     for name, shape in shapes.items():
-        tensor = getattr(sae, name)
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ConfigError(f"{where}: {name} has shape {tuple(tensor.shape)}, {shape} expected")
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            raise ConfigError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, {shape} expected")
+
+
+def check(sae: SAE, where: str) -> None:
+    """Raise ``ConfigError`` unless values are finite and k fits."""
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         if not math.isfinite(float(getattr(sae, name).abs().max())):
             raise ConfigError(f"{where}: {name} holds NaN or infinity")
-    if sae.inference in ("topk", "batchtopk") and not (sae.k and 1 <= sae.k <= d_sae):
-        raise ConfigError(f"{where}: k={sae.k} with {d_sae} latents")
+    if sae.inference in ("topk", "batchtopk") and not (sae.k and 1 <= sae.k <= sae.d_sae):
+        raise ConfigError(f"{where}: k={sae.k} with {sae.d_sae} latents")
