@@ -137,7 +137,8 @@ class MetaConfig:
     """``saetool meta``: a BatchTopK SAE on the unit-norm decoder rows of another (paper, section 5)."""
 
     latents: int | None = None
-    """Meta-latents; None: the smaller of 3·d_in (the paper's 2304 for d = 768) and a quarter of the parent's width."""
+    """Meta-latents; None: 3/64 of the parent's width, the paper's ratio (2304 for 49152). Follow-ups use 1/4, at which
+    random directions are explained nearly as well when the parent is small."""
     k: int = 4
     """Active meta-latents per row, on average."""
     steps: int = 2000

@@ -134,3 +134,34 @@ def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert result.exit_code == 0, result.output
         assert result.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_option_defaults_are_the_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts are strings on the command line (8M): they must say what the dataclass says."""
+    import inspect
+
+    from saetool import config
+    from saetool.options import parse_count
+
+    classes = {
+        "cache": config.CacheConfig,
+        "train": config.TrainConfig,
+        "threshold": config.ThresholdConfig,
+        "eval": config.EvalConfig,
+        "stitch": config.StitchConfig,
+        "meta": config.MetaConfig,
+        "autointerp": config.AutointerpConfig,
+        "report": config.ReportConfig,
+    }
+    compared = 0
+    for verb, cls in classes.items():
+        for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
+            if name in cls.__dataclass_fields__ and name != "out":
+                wanted, given = getattr(cls, name), parameter.default
+                if given is None or verb == "cache":
+                    continue  # derived, or decided by what else is given
+                if isinstance(given, str) and isinstance(wanted, int):
+                    given = parse_count(given, name)
+                assert str(given) == str(wanted), (verb, name)
+                compared += 1
+    assert compared > 40

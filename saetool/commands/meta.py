@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def meta(
     sae: Annotated[Path, typer.Argument(help="The parent SAE (- reads standard input).")],
     latents: Annotated[
-        int | None, typer.Option(help="Meta-latents.", show_default="min(3·d_in, width/4)")
+        int | None, typer.Option(help="Meta-latents.", show_default="3/64 of the width")
     ] = MetaConfig.latents,
     k: Annotated[int, typer.Option(help="Active meta-latents per row, on average.")] = MetaConfig.k,
     steps: Annotated[int, typer.Option(help="Training steps.")] = MetaConfig.steps,

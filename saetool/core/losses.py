@@ -108,8 +108,8 @@ def losses(
     if dead is not None and objective.aux_alpha and bool(dead.any()):
         aux = aux_k(p, pre, error.detach(), dead, objective.k_aux)
     loss = mse + objective.sparsity * sparsity_weight * sparsity + objective.aux_alpha * aux
-    on = z.detach() > 0
-    return Losses(loss, mse.detach(), sparsity.detach(), aux.detach(), on.any(0), on.sum(), cut)
+    fired = (z.detach() > 0).sum(0)
+    return Losses(loss, mse.detach(), sparsity.detach(), aux.detach(), fired > 0, fired.sum(), cut)
 
 
 def aux_k(

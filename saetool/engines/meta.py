@@ -40,7 +40,7 @@ class Trained:
 def training_config(config: MetaConfig, n_rows: int, d_in: int) -> TrainConfig:
     """The trainer's configuration for a meta-SAE on ``n_rows`` rows of width ``d_in``."""
     batch_size = min(config.batch_size, n_rows)
-    latents = config.latents if config.latents is not None else max(min(3 * d_in, n_rows // 4), 1)
+    latents = config.latents if config.latents is not None else max(n_rows * 3 // 64, config.k)
     if latents >= n_rows:
         raise ConfigError(f"--latents {latents}: not fewer than the parent's {n_rows} rows: nothing to compress")
     return trainer.resolve(
