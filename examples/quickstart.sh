@@ -11,5 +11,5 @@ source examples/install.sh
 export RUN=${1:-quickstart}
 export CACHE_TOKENS=${CACHE_TOKENS:-500k}
 export WIDTHS=${WIDTHS:-288,576,1152}
-export TRAIN="--arch batchtopk --k ${K:-16} --tokens ${TOKENS:-3M} --lr ${LR:-2e-3}"
+export TRAIN="--arch batchtopk --k ${K:-12} --tokens ${TOKENS:-4M} --lr ${LR:-2e-3}"
 bash examples/workflow.sh

@@ -191,6 +191,10 @@ class CacheWriter:
         """Whether shard ``index`` was finished by an earlier run."""
         return (self.partial / f"shard-{index:05d}.st").is_file()
 
+    def rows(self, split: str) -> int:
+        """Rows of ``split`` written so far."""
+        return sum(shard.rows for shard in self._shards if shard.split == split)
+
     def add(self, split: str, tensors: dict[str, "Tensor"] | None) -> None:
         """Write the next shard: ``acts`` [rows, d], ``ROW_TENSORS`` and ``input_ids``; ``None`` keeps the one there.
 

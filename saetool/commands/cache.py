@@ -100,6 +100,10 @@ def cache(
         bool,
         typer.Option("--keep-special", help="Keep rows of position 0 and special tokens.", rich_help_panel=TEXT),
     ] = CacheConfig.keep_special,
+    max_norm: Annotated[
+        float | None,
+        typer.Option(help="Drop rows with more than this multiple of the median norm (sinks).", rich_help_panel=TEXT),
+    ] = CacheConfig.max_norm,
     heldout: Annotated[
         float, typer.Option(help="Share of documents that train never sees.", rich_help_panel=TEXT)
     ] = CacheConfig.heldout,
@@ -130,6 +134,8 @@ def cache(
         raise ConfigError("--ctx-len must be at least 2, --batch-size at least 1")
     if not 0 <= heldout < 1:
         raise ConfigError(f"--heldout {heldout}: not a share of the documents", "0 ≤ share < 1; 0 holds out nothing")
+    if max_norm is not None and not max_norm > 1:
+        raise ConfigError(f"--max-norm {max_norm}: must be above 1, the median itself")
     console = Console(quiet=quiet, as_json=json_)
     given = _preset(preset)
     if given is not None:
@@ -150,6 +156,7 @@ def cache(
         ctx_len=ctx_len,
         bos=bos,
         keep_special=keep_special,
+        max_norm=max_norm,
         heldout=heldout,
         dtype=DTYPES[dtype],
         batch_size=batch_size,
@@ -256,7 +263,8 @@ def _run(
     if request.bos and prepared.bos_id is None:
         console.say("the tokenizer has no BOS token: contexts begin with text")
     started = time.monotonic()
-    work = engine.write(lm, site, prepared, writer)
+    limit = engine.norm_limit(lm, site, prepared)
+    work = engine.write(lm, site, prepared, writer, limit)
     with closing(work), Interruption() as interruption, console.progress("cache", total, "tokens", done) as advance:
         for n in work:
             advance(n)
@@ -270,11 +278,25 @@ def _run(
         "hf_hook_name": site.hf_hook_name,
         "width": prepared.d_in,
     }
-    header = plan.header(config=prepared.manifest(), model=model, dtype=request.dtype)
-    sha256 = writer.finish(header, splits, vocabulary(lm.tokenizer))
+    config = {**prepared.manifest(), **_kept_by_norm(prepared, writer, limit)}
+    header = plan.header(config=config, model=model, dtype=request.dtype)
+    sha256 = writer.finish(header, _stored(splits, writer), vocabulary(lm.tokenizer))
     found = cache_files.open_cache(out)
     _write_log(log, out, total - done, seconds, device)
-    console.emit(header, out, sha256, {**_by_split(splits), **found.statistics})
+    console.emit(header, out, sha256, {**_by_split(found.splits), **found.statistics})
+
+
+def _stored(splits: dict[str, dict[str, int]], writer: cache_files.CacheWriter) -> dict[str, dict[str, int]]:
+    """``splits`` with the rows that were written: some may have been dropped by their norm."""
+    return {name: {**counts, "rows": writer.rows(name)} for name, counts in splits.items()}
+
+
+def _kept_by_norm(prepared: "Prepared", writer: cache_files.CacheWriter, limit: float | None) -> dict[str, object]:
+    """What the manifest says of rows dropped by their norm."""
+    if limit is None:
+        return {}
+    dropped = sum(counts["rows"] - writer.rows(name) for name, counts in prepared.splits.items())
+    return {"max_norm": prepared.request.max_norm, "norm_limit": limit, "rows_dropped_by_norm": dropped}
 
 
 def _check_space(out: Path, needed: int) -> None:

@@ -74,11 +74,13 @@ class Request:
     dtype: str
     batch_size: int
     tokens: int | None
+    max_norm: float | None = None
 
     def plan(self, source: ModelSource, texts: Texts) -> h.Plan:
         """What the cache will be made of. Reads the text to hash it; tokenises nothing."""
         hook = parse_hook(self.hook).hook_name
-        options = {**dataclasses.asdict(self), "hook": hook, "model": source.id, "revision": source.revision}
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        options = {**given, "hook": hook, "model": source.id, "revision": source.revision}
         return h.Plan("cache", h.CACHE, options, [texts.as_input()])
 
 
@@ -105,7 +107,7 @@ class Prepared:
 
     @cached_property
     def splits(self) -> dict[str, dict[str, int]]:
-        """Per split: rows, contexts, documents, tokens, as the manifest lists them."""
+        """Per split: rows (before any is dropped by its norm), contexts, documents, tokens."""
         return {
             name: {
                 "rows": count_rows(contexts, self.rows),
@@ -200,10 +202,21 @@ def count_rows(contexts: Contexts, rows: Rows) -> int:
     return sum(int(rows.keep(contexts.take(a, b)[0]).sum()) for a, b in contexts.batches(0, len(contexts), 4096))
 
 
-def write(lm: LanguageModel, site: Site, prepared: Prepared, out: CacheWriter) -> Iterator[int]:
+def norm_limit(lm: LanguageModel, site: Site, prepared: Prepared) -> float | None:
+    """The largest norm a row may have: ``max_norm`` times the median norm of the first forward batch's rows."""
+    if prepared.request.max_norm is None:
+        return None
+    contexts = prepared.corpus.train
+    start, stop = next(iter(contexts.batches(0, len(contexts), prepared.per_batch)))
+    acts = _rows_of(lm, site, contexts, start, stop, prepared.rows, None)["acts"]
+    return prepared.request.max_norm * float(acts.float().norm(dim=1).median())
+
+
+def write(lm: LanguageModel, site: Site, prepared: Prepared, out: CacheWriter, limit: float | None) -> Iterator[int]:
     """Compute and write the shards that ``out`` does not have; yields the tokens read, after each forward batch.
 
-    One thread writes; two shards at most wait for it. What it raises is raised here.
+    Rows of a norm above ``limit`` are dropped. One thread writes; two shards at most wait for it. What it raises is
+    raised here.
     """
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(1, "writer") as writer:
@@ -212,7 +225,7 @@ def write(lm: LanguageModel, site: Site, prepared: Prepared, out: CacheWriter) -
             if not out.has(shard.index):
                 contexts, parts = splits(prepared.corpus)[shard.split], []
                 for start, stop in contexts.batches(shard.start, shard.stop, prepared.per_batch):
-                    part = _rows_of(lm, site, contexts, start, stop, prepared.rows)
+                    part = _rows_of(lm, site, contexts, start, stop, prepared.rows, limit)
                     parts.append(part)
                     yield int((part["input_ids"] >= 0).sum())
                 whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -223,12 +236,16 @@ def write(lm: LanguageModel, site: Site, prepared: Prepared, out: CacheWriter) -
             future.result()
 
 
-def _rows_of(lm: LanguageModel, site: Site, contexts: Contexts, start: int, stop: int, rows: Rows) -> dict[str, Tensor]:
-    """The tensors of a shard for one forward batch."""
+def _rows_of(
+    lm: LanguageModel, site: Site, contexts: Contexts, start: int, stop: int, rows: Rows, limit: float | None
+) -> dict[str, Tensor]:
+    """The tensors of a shard for one forward batch; rows of a norm above ``limit`` are left out."""
     ids, documents = contexts.take(start, stop)
     n, length = ids.shape
     keep = torch.from_numpy(rows.keep(ids))
     acts = capture(lm, site, torch.from_numpy(ids).long())
+    if limit is not None:
+        keep &= ~(acts.float().norm(dim=-1) > limit).cpu()  # a NaN stays, to be reported
     numbers = contexts.first + np.arange(start, stop, dtype=np.int32)
     grids = {
         "tokens": ids,

@@ -63,7 +63,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             writer = CacheWriter(Path(folder) / "acts", request.plan(source, texts))
             start = clocks()
-            for _ in engine.write(lm, site, prepared, writer):
+            for _ in engine.write(lm, site, prepared, writer, None):
                 pass
             cached.append(since(start))
     print(f"{tokens:,} tokens, {len(prepared.shards)} shards, {args.device}, {torch.get_num_threads()} threads")

@@ -138,6 +138,32 @@ def test_keep_special_keeps_every_position(common: list[object], tmp_path: Path)
     assert cache.header.config["dropped_rows"] == []
 
 
+def test_max_norm_drops_exactly_the_rows_above_the_limit(common: list[object], tmp_path: Path) -> None:
+    whole = open_cache(made(invoke(*common, "-o", tmp_path / "whole")))
+    some = open_cache(made(invoke(*common, "--max-norm", "1.1", "-o", tmp_path / "some")))
+    limit, dropped = some.header.config["norm_limit"], 0
+    for split in (TRAIN, HELDOUT):
+        before = torch.cat([part["acts"] for part in whole.iter_split(split)])
+        kept = before.float().norm(dim=1) <= limit
+        after = torch.cat([part["acts"] for part in some.iter_split(split)])
+        assert torch.equal(after, before[kept])
+        for name in ("tokens", "positions", "contexts", "documents"):
+            assert torch.equal(some.row_tensor(split, name), whole.row_tensor(split, name)[kept])
+        assert some.splits[split]["rows"] == len(after) < len(before)
+        assert torch.equal(some.input_ids(split), whole.input_ids(split))
+        dropped += len(before) - len(after)
+    assert some.header.config["rows_dropped_by_norm"] == dropped
+    assert some.header.key != whole.header.key
+    norms = whole.shard_tensors(whole.shards[0])["acts"].float().norm(dim=1)
+    assert limit == pytest.approx(1.1 * float(norms.median()), rel=0.1)
+
+
+def test_a_max_norm_below_the_median_is_refused(common: list[object], tmp_path: Path) -> None:
+    result = invoke(*common, "--max-norm", "0.5", "-o", tmp_path / "acts")
+    assert result.exit_code == 2
+    assert "--max-norm 0.5: must be above 1" in result.stderr
+
+
 def test_without_bos_contexts_begin_with_text(common: list[object], tmp_path: Path) -> None:
     cache = open_cache(made(invoke(*common, "--no-bos", "-o", tmp_path / "acts")))
     assert cache.header.config["bos_id"] is None
