@@ -12,7 +12,7 @@
 set -euo pipefail
 mkdir -p "$RUN"
 ACTS=${ACTS:-$RUN/acts}
-THETA=${THETA:-0.7 0.3}
+THETA=${THETA:-0.7 0.4}
 small=${WIDTHS%%,*}
 large=${WIDTHS##*,}
 name() { case "$TRAIN" in *topk*) echo "raw-$1.st" ;; *) echo "sae-$1.st" ;; esac; }
