@@ -6,6 +6,7 @@ from typing import Any
 
 from saetool.artifacts import header as h
 from saetool.report.blocks import number, percent
+from saetool.report.collect import Artifact
 from saetool.report.explained import choice_of, scored
 from saetool.report.pairs import Pair, group_at, is_control, pairs_of
 from saetool.report.quality import autointerp_mean
@@ -68,21 +69,14 @@ def _stitching(run: Run) -> Iterable[str]:
     yield from _shares(pairs)
     measured = [(a, p) for a, p in pairs if p.get("data")]
     wide = [(a, p) for a, p in measured if not is_control(p)]
-    aucs = [(p, p["data"]["auc"]) for _, p in wide if p["data"].get("auc") is not None]
+    once = list({(p["small_sha256"], p["large_sha256"]): (a, p) for a, p in wide}.values())
+    aucs = [f"{_pair(a, p)} {number(p['data']['auc'], 3)}" for a, p in once if p["data"].get("auc") is not None]
     if aucs:
-        parts = [f"{_pair(p)} {number(v, 3)}" for p, v in aucs]
-        yield f"AUC of max cosine as predictor of the effect's sign: {_joined(parts)} (0.5 is chance)."
-    for artifact, pair in wide[:_MOST]:
-        best = pair["data"].get("best_theta")
-        for theta, words in ((best, "At the best θ,"), (artifact.payload["theta"], "At θ =")):
-            group = group_at(pair, theta) if theta is not None else {}
-            novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
-            if novel is not None and rest is not None:
-                yield (
-                    f"{words} {theta:.3g}{',' if words.endswith(',') else ''} adding all novel latents of "
-                    f"{pair['large']} to {pair['small']} changes its MSE by {percent(novel, signed=True)}, "
-                    f"adding the reconstruction latents by {percent(rest, signed=True)}."
-                )
+        yield f"AUC of max cosine as predictor of the effect's sign: {_joined(aucs)} (0.5 is chance)."
+    for artifact, pair in once[:_MOST]:
+        yield from _groups(artifact, pair, pair["data"].get("best_theta"), "At the best θ,")
+    for artifact, pair in wide[: 2 * _MOST]:
+        yield from _groups(artifact, pair, artifact.payload["theta"], "At θ =")
     ends = [d for _, p in measured if (d := end_difference(p)) is not None]
     if ends:
         many = "Path ends equal" if len(ends) > 1 else "The path's ends equal"
@@ -91,25 +85,39 @@ def _stitching(run: Run) -> Iterable[str]:
         yield f"{verb} the SAEs' own numbers (largest relative difference of MSE {number(max(ends), 2)})."
 
 
-def _pair(pair: Pair) -> str:
-    return f"{pair['small']} → {pair['large']}"
-
-
-def _shares(pairs: Sequence[tuple[Any, Pair]]) -> Iterable[str]:
-    """Novelty between widths, against what two seeds of one width already differ by."""
-    controls = [p for _, p in pairs if is_control(p) and p["reconstruction_share"] is not None]
-    wide = [p for _, p in pairs if not is_control(p) and p["novel_share"] is not None]
-    if wide:
-        parts = [f"{percent(p['novel_share'])} ({_pair(p)})" for p in wide]
-        yield f"Share of the larger SAE's latents that are new to the smaller: {_joined(parts)}."
-    for control in controls[:_MOST]:
-        text = (
-            f"Two seeds of width {number(control['n_small'])} share {percent(control['reconstruction_share'])}, so "
-            f"{percent(control['novel_share'])} are “new” from one seed to the other"
+def _groups(artifact: Artifact, pair: Pair, theta: float | None, words: str) -> Iterable[str]:
+    """What adding all novel, and all reconstruction, latents at ``theta`` does."""
+    group = group_at(pair, theta) if theta is not None else {}
+    novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
+    if novel is not None and rest is not None:
+        yield (
+            f"{words} {theta:.3g}, adding all novel latents changes the MSE by {percent(novel, signed=True)}, adding "
+            f"the reconstruction latents by {percent(rest, signed=True)} ({_pair(artifact, pair)})."
         )
-        up = [p for p in wide if p["n_small"] == control["n_small"]]
+
+
+def _pair(artifact: Artifact, pair: Pair) -> str:
+    """The pair's names, after the folder of its record where it has one: runs side by side use the same names."""
+    folder = artifact.label.rpartition("/")[0]
+    return f"{folder + ': ' if folder else ''}{pair['small']} → {pair['large']}"
+
+
+def _shares(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
+    """Novelty between widths at each θ, against what two seeds of one width already differ by."""
+    controls = [(a, p) for a, p in pairs if is_control(p) and p["reconstruction_share"] is not None]
+    wide = [(a, p) for a, p in pairs if not is_control(p) and p["novel_share"] is not None]
+    for theta in sorted({a.payload["theta"] for a, _ in wide}, reverse=True):
+        parts = [f"{percent(p['novel_share'])} ({_pair(a, p)})" for a, p in wide if a.payload["theta"] == theta]
+        yield f"Share of the larger SAE's latents that are new to the smaller at θ = {theta:g}: {_joined(parts)}."
+    for artifact, control in controls[:_MOST]:
+        theta = artifact.payload["theta"]
+        text = (
+            f"Two seeds of width {number(control['n_small'])} share {percent(control['reconstruction_share'])} at "
+            f"θ = {theta:g}, so {percent(control['novel_share'])} are “new” from one seed to the other"
+        )
+        up = [(a, p) for a, p in wide if a.payload["theta"] == theta and p["small_sha256"] == control["small_sha256"]]
         if up:
-            text += f", against {percent(up[0]['novel_share'])} new in the wider one ({_pair(up[0])})"
+            text += f", against {percent(up[0][1]['novel_share'])} new in the wider one ({_pair(*up[0])})"
         yield f"{text}."
 
 

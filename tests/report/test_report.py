@@ -215,7 +215,7 @@ def test_the_page_says_its_findings_in_numbers(page: Parsed, run_dir: Path) -> N
     assert "path's ends equal" in text or "Path ends equal the SAEs' own numbers" in text
     assert "explains 51.2 % of the variance of sae-256.st's decoder rows, against 8.3 % for random directions" in text
     assert "42.5 % of 40 questions right (95 % interval 28.5 % to 57.8 %), chance 20.0 %" in text
-    assert "changes its MSE by +0.62 %, adding the reconstruction latents by +140 %" in text
+    assert "changes the MSE by +0.62 %, adding the reconstruction latents by +140 %" in text
 
 
 def test_a_path_that_misses_its_end_is_said(tmp_path: Path, run_dir: Path) -> None:
