@@ -139,28 +139,26 @@ def _plain_progress(console: Console, label: str, total: int, unit: str, done: i
 
 def _drawn_progress(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
     from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
+    class State(ProgressColumn):
+        """Done, of how many, rate, time left."""
 
+        def render(self, task: Any) -> Text:
+            text = f"{task.completed:,.0f}/{task.total:,.0f}"
+            if task.speed:
+                seconds = int((task.total - task.completed) / task.speed)
+                text += f" · {task.speed:,.0f} {unit}/s · {seconds // 60}:{seconds % 60:02} left"
+            return Text(text, no_wrap=True)
+
+    one_line = Column(no_wrap=True, overflow="ellipsis")
     with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        Rate(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", table_column=one_line),
+        BarColumn(bar_width=16),
+        State(table_column=Column(no_wrap=True, ratio=None)),
+        TextColumn("{task.fields[note]}", table_column=one_line),
         console=RichConsole(stderr=True),
         transient=True,
     ) as bar:
