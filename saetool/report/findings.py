@@ -97,9 +97,13 @@ def _groups(artifact: Artifact, pair: Pair, theta: float | None, words: str) -> 
 
 
 def _pair(artifact: Artifact, pair: Pair) -> str:
-    """The pair's names, after the folder of its record where it has one: runs side by side use the same names."""
+    return _named(artifact, f"{pair['small']} → {pair['large']}")
+
+
+def _named(artifact: Artifact, name: str) -> str:
+    """``name`` after the folder of the record that speaks of it, if any: runs side by side use the same names."""
     folder = artifact.label.rpartition("/")[0]
-    return f"{folder + ': ' if folder else ''}{pair['small']} → {pair['large']}"
+    return f"{folder}: {name}" if folder else name
 
 
 def _shares(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
@@ -147,18 +151,19 @@ def _meta(run: Run) -> Iterable[str]:
         ]
         text = (
             f"The meta-SAE ({number(payload['d_sae'])} meta-latents, k = {number(payload['k'])}) explains "
-            f"{percent(explained)} of the variance of {payload['parent']['name']}'s decoder rows"
+            f"{percent(explained)} of the variance of {_named(artifact, payload['parent']['name'])}'s decoder rows"
         )
         yield f"{text}, against {' and '.join(controls)}." if controls else f"{text} (no control was trained)."
 
 
 def _explained(run: Run) -> Iterable[str]:
     for explained in run.explanations:
+        name = _named(explained.artifact, explained.sae_name)
         values = scored(explained)
         average = autointerp_mean(run, explained.sae_sha256) if values else None
         if average is not None:
             text = (
-                f"Descriptions of {explained.sae_name} predict activations with a mean correlation of "
+                f"Descriptions of {name} predict activations with a mean correlation of "
                 f"{number(average, 3)} over {number(len(values))} latents"
             )
             control = explained.summary("simulate").get("control_mean")
@@ -167,7 +172,7 @@ def _explained(run: Run) -> Iterable[str]:
             yield f"{text}; shuffled descriptions: {number(control, 2)}." if control is not None else f"{text}."
         if choice := choice_of(explained):
             yield (
-                f"Multiple choice over {explained.sae_name}: {percent(choice['accuracy'])} of "
+                f"Multiple choice over {name}: {percent(choice['accuracy'])} of "
                 f"{number(int(choice['n']))} questions right (95 % interval {percent(choice['low'])} to "
                 f"{percent(choice['high'])}), chance {percent(choice['chance'])}."
             )
