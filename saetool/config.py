@@ -74,8 +74,9 @@ class TrainConfig:
     beta2: float = 0.999
     l1: float = 1.5
     """λ of relu on inputs with E‖x‖² = d; weighted by decoder norm."""
-    l0: float = 4.0
-    """λ of jumprelu: loss per active latent, on inputs with E‖x‖² = d."""
+    l0: float = 1.4
+    """λ of jumprelu: loss per active latent, on inputs with E‖x‖² = d. The BatchTopK authors' 0.0018, which is for an
+    error averaged over d = 768."""
     sparsity_warmup: float = 0.05
     """Share of the steps over which λ rises linearly from 0 (Templeton et al. 2024: 5%)."""
     bandwidth: float | None = None

@@ -145,10 +145,14 @@ def unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def initial(
     d_in: int, d_sae: int, arch: str, k: int | None, b_dec: Float[Tensor, " d_in"], generator: torch.Generator
 ) -> SAE:
-    """A fresh SAE: random unit decoder rows, W_enc = W_decᵀ, b_enc = 0 (Gao et al. 2024, appendix A.1)."""
+    """A fresh SAE: random unit decoder rows, W_enc = W_decᵀ, b_enc = 0 (Gao et al. 2024, appendix A.1).
+
+    jumprelu starts at θ = 1, as the BatchTopK authors' code does on inputs with ‖x‖² = d: from 0.1 the L0 of a short
+    run hardly depended on λ (52 and 50 active latents at λ = 4 and 10; from 1: 13 and 7 at 1.5 and 4).
+    """
     rows = torch.randn(d_sae, d_in, generator=generator, dtype=torch.float32)
     W_dec = unit_rows(rows)
-    threshold = torch.full((d_sae,), 0.1) if arch == "jumprelu" else None
+    threshold = torch.ones(d_sae) if arch == "jumprelu" else None
     return SAE(
         W_enc=W_dec.T.contiguous().clone(),
         b_enc=torch.zeros(d_sae),

@@ -157,3 +157,13 @@ def test_impossible_settings_are_refused(change: dict[str, object]) -> None:
 def test_derived_settings_are_filled_in() -> None:
     config = engine.resolve(TrainConfig(latents=16384, tokens=10**9), 768)
     assert (config.lr, config.k_aux, config.dead_after) == (2e-4, 512, 10_000_000)
+
+
+@pytest.mark.parametrize(("arch", "option"), [("jumprelu", "l0"), ("relu", "l1")])
+def test_a_larger_penalty_gives_fewer_active_latents(arch: str, option: str, tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    active = []
+    for weight in (0.1, 1.0, 4.0):
+        member = trainee(replace(CONFIG, arch=arch, tokens=300 * 64, **{option: weight}), mean, scale)
+        active.append(run([member], reader, log_every=100)[-1].l0)
+    assert active[0] > 1.2 * active[1] > 1.44 * active[2]
