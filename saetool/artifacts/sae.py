@@ -21,6 +21,14 @@ class SAEFile:
     header: h.Header
     sha256: str
 
+    @property
+    def d_in(self) -> int:
+        return self.sae.d_in
+
+    @property
+    def inference(self) -> str:
+        return self.sae.inference
+
     def as_input(self, role: str) -> h.Input:
         return h.Input(role, self.name, self.sha256, self.header.schema)
 

