@@ -5,7 +5,8 @@ from pathlib import Path
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
-from saetool.core.sae import ARCHITECTURES, SAE, check, check_shapes
+from saetool.config import ARCHITECTURES
+from saetool.core.sae import SAE, check, check_shapes
 from saetool.errors import ArtifactError, ConfigError
 
 _REQUIRED = ("W_enc", "b_enc", "W_dec", "b_dec")

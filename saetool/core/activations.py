@@ -8,6 +8,8 @@
 p are the pre-activations. Kept values are unchanged; a selected zero is no activation: count active as z > 0.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,15 +22,19 @@ def topk(p: Float[Tensor, "n d_sae"], k: int) -> Float[Tensor, "n d_sae"]:
     return torch.zeros_like(positive).scatter(-1, indices, values)
 
 
-def batch_topk_cut(p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0) -> Float[Tensor, ""]:
+def batch_topk_cut(
+    p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0, gather: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, ""]:
     """The smallest value BatchTopK keeps here: the (n·k)-th largest of max(p, 0), or 0 if too few are positive.
 
     ``hint`` is a guess of the cut (last batch's, a little lowered). Only values above it are ranked, which is exact
     whenever at least n·k are; otherwise all positive values are ranked. The result does not depend on it.
+    ``gather`` joins the values of several processes, among all of which n·k are then kept.
     """
     wanted = p.shape[0] * k
     for floor in (max(hint, 0.0), 0.0):
         survivors = p[p > floor]
+        survivors = gather(survivors) if gather else survivors
         if survivors.numel() >= wanted:
             return survivors.kthvalue(survivors.numel() - wanted + 1).values
     return torch.zeros((), dtype=p.dtype, device=p.device)

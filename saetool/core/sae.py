@@ -19,8 +19,6 @@ from torch import Tensor
 from saetool.core import activations
 from saetool.errors import ConfigError
 
-ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu")
-
 
 @dataclass(frozen=True)
 class SAE:
@@ -33,9 +31,9 @@ class SAE:
     threshold: Float[Tensor, " d_sae"] | None
     """θ of each latent; where present, z = p · 1[p > θ] whatever ``arch`` says."""
     arch: str
-    """How it was trained: batchtopk, topk, relu or jumprelu."""
+    """How it was trained, one of ``config.ARCHITECTURES``. A gated SAE is a JumpReLU with its ``threshold``."""
     k: int | None
-    """Active latents per token, for topk and batchtopk."""
+    """Active latents per token, for topk, batchtopk and a whole matryoshka."""
     subtract_b_dec: bool = True
     """Whether b_dec is subtracted from the input before the encoder."""
 
@@ -77,7 +75,7 @@ class SAE:
         which selects among all rows of ``x`` together (so the result depends on the batch).
         """
         p = self.pre_activations(x)
-        if batch and self.arch == "batchtopk":
+        if batch and self.arch in ("batchtopk", "matryoshka") and self.k is not None:
             return activations.batch_topk(p, self._k())
         match self.inference:
             case "jumprelu":
@@ -134,6 +132,20 @@ def fold_decoder_norms(sae: SAE) -> SAE:
         b_enc=sae.b_enc * norms,
         W_dec=sae.W_dec / norms[:, None],
         threshold=None if sae.threshold is None else sae.threshold * norms,
+    )
+
+
+def prefix_of(sae: SAE, width: int) -> SAE:
+    """The first ``width`` latents of a matryoshka SAE. They fire as in the whole, so they need its threshold."""
+    if sae.threshold is None:
+        raise ConfigError("a prefix of an SAE without a threshold would select other latents than the whole")
+    return replace(
+        sae,
+        W_enc=sae.W_enc[:, :width].contiguous(),
+        b_enc=sae.b_enc[:width].contiguous(),
+        W_dec=sae.W_dec[:width].contiguous(),
+        threshold=sae.threshold[:width].contiguous(),
+        k=None,
     )
 
 

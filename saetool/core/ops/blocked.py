@@ -72,25 +72,29 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
     left = _lengthen_rows(x) if screened else x
     step = min(max(BLOCK // n, 1), d_sae)
     product = torch.empty(step, n, dtype=left.dtype, device=x.device)
+    lengthened = left.new_empty(step, left.shape[1]) if screened else None
+    mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
     found: list[Tensor] = []
     values: list[Tensor] = []
     total = 0
     for start in range(0, d_sae, step):
         block, b = encoder[start : start + step], bias[start : start + step]
         out = product[: len(block)]
-        if screened:
-            torch.mm(_lengthen_latents(block, b), left.T, out=out)
+        if lengthened is not None:
+            _lengthen_latents(block, b, lengthened[: len(block)])
+            torch.mm(lengthened[: len(block)], left.T, out=out)
+            at = _compact(out, floor, kernels, mask[: len(block)])
+            p = _dots(x, at % n, block, at // n) + b[at // n]
         else:
-            torch.addmm(b[:, None], block, left.T, out=out)
-        at = _compact(out, floor, kernels)
-        latents, rows = at // n + start, at % n
-        p = out.view(-1)[at] if not screened else _dots(x, rows, encoder, latents) + bias[latents]
-        if screened:
-            keep = (p >= floor) & (p > 0)
-            at, p = at[keep], p[keep]
-        found.append(at + start * n)
-        values.append(p)
-        total += len(p)
+            # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
+            torch.mm(block, left.T, out=out)
+            level = (floor - b - 1e-6 * (abs(floor) + b.abs()))[:, None]
+            at = _positions(torch.ge(out, level, out=mask[: len(block)]).view(-1))
+            p = out.view(-1)[at] + b[at // n]
+        keep = (p >= floor) & (p > 0)
+        found.append(at[keep] + start * n)
+        values.append(p[keep])
+        total += len(values[-1])
         if total > 4 * wanted:  # the floor was far too low: forget what cannot be among the wanted
             at, p = torch.cat(found), torch.cat(values)
             floor = float(p.kthvalue(len(p) - wanted + 1).values)
@@ -101,20 +105,15 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
     return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
 
 
-def _compact(product: Float[Tensor, "a b"], floor: float, kernels: str) -> Int[Tensor, " survivors"]:
-    """Flat positions, ascending, where ``product`` ≥ ``floor`` and > 0."""
+def _compact(product: Float[Tensor, "a b"], floor: float, kernels: str, mask: Tensor) -> Int[Tensor, " survivors"]:
+    """Flat positions, ascending, where the bfloat16 ``product`` ≥ ``floor`` and > 0; ``mask`` is overwritten."""
     if kernels == "triton":
         from saetool.core.ops import triton
 
         return triton.compact(product, floor)
-    if floor <= 0:
-        return (product.view(-1) > 0).nonzero().squeeze(1)
-    if product.dtype == torch.bfloat16:  # order of positive bfloat16 is that of their bits, which compare faster
-        bits = torch.tensor(floor, dtype=torch.bfloat16).view(torch.int16)
-        mask = product.view(torch.int16).view(-1) >= int(bits)
-    else:
-        mask = product.view(-1) >= floor
-    return _positions(mask)
+    # The order of positive bfloat16 numbers is that of their bits, which compare faster; 1 is the smallest of them.
+    bits = int(torch.tensor(floor, dtype=torch.bfloat16).view(torch.int16))
+    return _positions(torch.ge(product.view(torch.int16), max(bits, 1), out=mask).view(-1))
 
 
 def _positions(mask: Tensor) -> Int[Tensor, " set"]:
@@ -124,36 +123,33 @@ def _positions(mask: Tensor) -> Int[Tensor, " set"]:
 
 
 def _lengthen_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n wide"]:
-    """(x̂, ‖δx‖, ‖x̂‖, 1, 1, 0 …): the left factor of the screening product, bfloat16."""
-    rounded = x.bfloat16()
-    wide = _widened(rounded, columns=4)
-    d = x.shape[1]
+    """(x̂, ‖δx‖, ‖x̂‖, 1, 1, 0 …): the left factor of the screening product, bfloat16, in whole tiles of 32 columns."""
+    n, d = x.shape
+    wide = torch.zeros(n, -(-(d + 4) // 32) * 32, dtype=torch.bfloat16, device=x.device)
+    wide[:, :d] = x
+    rounded = wide[:, :d].float()
     wide[:, d] = (x - rounded).norm(dim=1) * ROUND_UP
-    wide[:, d + 1] = rounded.float().norm(dim=1) * ROUND_UP
+    wide[:, d + 1] = rounded.norm(dim=1) * ROUND_UP
     wide[:, d + 2 : d + 4] = 1
     return wide
 
 
-def _lengthen_latents(w: Float[Tensor, "m d"], bias: Float[Tensor, " m"]) -> Float[Tensor, "m wide"]:
-    """(ŵ, ‖w‖, ‖δw‖ + γ‖w‖, b_high, b_low, 0 …): the right factor of the screening product, bfloat16."""
-    rounded = w.bfloat16()
-    wide = _widened(rounded, columns=4)
+def _lengthen_latents(
+    w: Float[Tensor, "m d"], bias: Float[Tensor, " m"], wide: Float[Tensor, "m wide"]
+) -> Float[Tensor, "m wide"]:
+    """(ŵ, ‖w‖, ‖δw‖ + γ‖w‖, b_high, b_low, 0 …): the right factor of the screening product, written to ``wide``."""
     d = w.shape[1]
-    norm = w.norm(dim=1)
     gamma = 4 * wide.shape[1] * 2.0**-24  # the float32 sums of this product and of the exact one, twice over
-    wide[:, d] = norm * ROUND_UP
-    wide[:, d + 1] = ((w - rounded).norm(dim=1) + gamma * norm) * ROUND_UP
+    for rows, target in zip(w.split(512), wide.split(512), strict=True):  # what fits a core's cache
+        target[:, :d] = rows
+        norm = rows.norm(dim=1)
+        target[:, d] = norm * ROUND_UP
+        target[:, d + 1] = ((rows - target[:, :d]).norm(dim=1) + gamma * norm) * ROUND_UP
     high = bias.bfloat16()
     low = bias - high.float() + gamma * bias.abs()
     wide[:, d + 2] = high
     wide[:, d + 3] = low + low.abs() * 2.0**-7
-    return wide
-
-
-def _widened(rounded: Tensor, columns: int) -> Tensor:
-    n, d = rounded.shape
-    wide = rounded.new_zeros(n, -(-(d + columns) // 32) * 32)  # whole tiles of the matrix units
-    wide[:, :d] = rounded
+    wide[:, d + 4 :] = 0
     return wide
 
 
@@ -168,7 +164,8 @@ def topk(
     screened = kernels != "float32"
     n, d_sae = len(x), len(encoder)
     if screened:
-        left, right = _lengthen_rows(x), _lengthen_latents(encoder, bias)
+        left = _lengthen_rows(x)
+        right = _lengthen_latents(encoder, bias, left.new_empty(d_sae, left.shape[1]))
         # What a screened value can exceed the true one by: the bound of its error, twice.
         d = x.shape[1]
         bounds = left[:, d : d + 2].float() @ right[:, d : d + 2].float().amax(0)
