@@ -23,13 +23,16 @@ import contextlib
 import math
 import os
 import platform
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -85,7 +88,9 @@ def speed(args: argparse.Namespace) -> None:
         machine(abouts, args.device)
     print(f"D={args.d_in} F={args.latents} k={args.k} batch={args.batch} tokens, float32, {args.device}")
     print(f"{args.threads} threads; one step in turn, median of {args.rounds} after {args.warm_up}\n")
-    print("\n".join(speed_table(seconds, peaks, args.batch, [r.name for r in rows if r.home or r in FLOORS])))
+    print(
+        "\n".join(speed_table(seconds, peaks, args.batch, [row.name for row in rows if row.home or row is FLOORS[0]]))
+    )
 
 
 def speed_table(
@@ -131,52 +136,69 @@ def quality(args: argparse.Namespace) -> None:
         setting["rows"] = str(Path(folder) / "rows.npy")
         store(train, Path(setting["rows"]))
 
-        def one(row: Row, seed: int) -> tuple[Quality, float, dict[str, Any]]:
-            mine = setting | {"seed": seed, "order": str(Path(folder) / f"order-{seed}.npy")}
-            saved = Path(folder) / f"{row.name}-{seed}.safetensors".replace(" ", "-")
-            start = time.perf_counter()
-            with Child(row, mine, args.peers) as child:
-                about = child.about()
-                for done in range(0, args.steps, 100):
-                    child.ask({"steps": min(100, args.steps - done)})
-                child.ask({"save": str(saved)})
-            seconds = time.perf_counter() - start
+        def one(row: Row, seed: int) -> Run:
+            saved = Path(folder) / f"{row.name}-{seed}.safetensors"
+            mine = setting | {"seed": seed, "order": str(order_file(Path(folder), train.n_rows, seed, args))}
+            about, seconds = fit(row, mine, args.peers, saved)
             shown = train.sequential(args.batch, args.dead_rows)
-            return (
-                evaluate(load_file(saved), row.selection, args.k, held.split(args.batch), shown),
-                seconds,
-                child.about,
-            )
+            measured = evaluate(load_file(saved), row.selection, args.k, held.split(args.batch), shown)
+            print(f"{row.name}, seed {seed}: {seconds:.0f} s", file=sys.stderr)
+            return Run(measured, seconds, about)
 
-        for seed in args.seeds:
-            rows_of = Order(train.n_rows, seed)
-            order = torch.cat([rows_of.rows(step, args.batch) for step in range(args.steps)])
-            np.save(Path(folder) / f"order-{seed}.npy", order.numpy())
         with ThreadPoolExecutor(args.jobs) as pool:
             runs = {(row.name, seed): pool.submit(one, row, seed) for seed in args.seeds for row in rows}
             results = {key: run.result() for key, run in runs.items()}
-    machine([about for _, _, about in results.values()], args.device)
+    machine([run.about for run in results.values()], args.device)
     tokens = args.steps * args.batch
-    print(f"{args.acts.name}: {train.n_rows:,} train rows of {cache.d_in}, {len(held):,} held out; "
-          f"{args.steps} steps of {args.batch} = {tokens:,} tokens, {tokens / train.n_rows:.1f} epochs")  # fmt: skip
-    print(f"width {args.latents}, k {args.k}, lr {lr:.2e} (up 5%, down 20%), seeds {args.seeds}\n")
+    print(f"{args.acts.name}: {train.n_rows:,} train rows of {cache.d_in}, {len(held):,} held out")
+    print(f"{args.steps} steps of {args.batch} = {tokens:,} tokens, {tokens / train.n_rows:.1f} epochs")
+    print(f"width {args.latents}, k {args.k}, lr {lr:.2e} (up 5%, down 20%), seeds {args.seeds}")
+    print(f"{args.jobs} runs at a time, {args.threads} threads each\n")
     print(f"{'':<32} {'explained variance':>19} {'L0':>6} {'dead':>7} {'s':>6}   explained variance by seed")
     for row in rows:
-        of = [results[row.name, seed] for seed in args.seeds]
-        print(quality_line(row.name, [q for q, _, _ in of], sum(seconds for _, seconds, _ in of) / len(of)))
+        print(quality_line(row.name, [results[row.name, seed] for seed in args.seeds]))
 
 
-def quality_line(name: str, qualities: Sequence[Quality], seconds: float) -> str:
-    """Means over seeds, and each seed's explained variance."""
+@dataclass(frozen=True)
+class Run:
+    """One trained and measured SAE."""
 
-    def mean(value: Callable[[Quality], float]) -> float:
-        return sum(value(q) for q in qualities) / len(qualities)
+    quality: Quality
+    seconds: float
+    """Of training, reading of batches included, start of the process not."""
+    about: Mapping[str, Any]
 
-    by_seed = " ".join(f"{q.explained_variance:.4f}" for q in qualities)
-    return (
-        f"{name:<32} {mean(lambda q: q.explained_variance):>19.4f} {mean(lambda q: q.l0):>6.2f} "
-        f"{mean(lambda q: q.dead):>7.2%} {seconds:>6.0f}   {by_seed}"
-    )
+
+def fit(row: Row, setting: Mapping[str, Any], peers: Path | None, saved: Path) -> tuple[Mapping[str, Any], float]:
+    """Train ``row``'s subject to its end and write its weights to ``saved``; its versions and the seconds it took."""
+    with Child(row, setting, peers) as child:
+        about = child.about()
+        start = time.perf_counter()
+        child.ask({"steps": setting["steps"]})
+        seconds = time.perf_counter() - start
+        child.ask({"save": str(saved)})
+    return about, seconds
+
+
+def order_file(folder: Path, n_rows: int, seed: int, args: argparse.Namespace) -> Path:
+    """The row numbers of all batches, in saetool's order for ``seed``; written once."""
+    path = folder / f"order-{seed}.npy"
+    if not path.exists():
+        order = Order(n_rows, seed)
+        rows = torch.cat([order.rows(step, args.batch) for step in range(args.steps)])
+        unique = path.with_suffix(f".{threading.get_ident()}.npy")  # several runs of one seed may start together
+        np.save(unique, rows.numpy())
+        unique.replace(path)
+    return path
+
+
+def quality_line(name: str, runs: Sequence[Run]) -> str:
+    """Means over the ``runs`` of one subject, and each one's explained variance."""
+    explained = [run.quality.explained_variance for run in runs]
+    l0, dead = fmean(run.quality.l0 for run in runs), fmean(run.quality.dead for run in runs)
+    seconds = fmean(run.seconds for run in runs)
+    by_seed = " ".join(f"{value:.4f}" for value in explained)
+    return f"{name:<32} {fmean(explained):>19.4f} {l0:>6.2f} {dead:>7.2%} {seconds:>6.0f}   {by_seed}"
 
 
 def store(reader: Reader, path: Path) -> None:
