@@ -4,20 +4,19 @@
 #     sh tests/bench/peers.sh DIR
 #
 # PYTHON       interpreter that makes them (python3)
-# TORCH_INDEX  package index of torch (its CPU builds). An environment that already has this torch keeps it.
+# TORCH_INDEX  package index of torch (its CPU builds); empty: pip's own. An environment that has this torch keeps it.
 set -eu
 [ $# -eq 1 ] || { echo "usage: sh tests/bench/peers.sh DIR" >&2; exit 2; }
 torch=2.13.0
-index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
+index=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
 
 # environment NAME PACKAGE… : DIR/NAME with torch and the packages
 environment() {
     home=$dir/$1
     shift
     [ -x "$home/bin/python" ] || "${PYTHON:-python3}" -m venv "$home"
-    "$home/bin/python" -m pip --version >/dev/null 2>&1 || "$home/bin/python" -m ensurepip -q
     "$home/bin/python" -c "import torch; assert torch.__version__.split('+')[0] == '$torch'" 2>/dev/null ||
-        "$home/bin/python" -m pip install -q --index-url "$index" "torch==$torch"
+        "$home/bin/python" -m pip install -q ${index:+--index-url "$index"} "torch==$torch"
     "$home/bin/python" -m pip install -q "torch==$torch" "$@"
 }
 
@@ -30,6 +29,6 @@ environment dictionary-learning dictionary-learning==0.1.0 "transformers<5"
 "$dir/dictionary-learning/bin/python" -m pip uninstall -q -y torchvision
 
 "$dir/sae-lens/bin/python" -c "import sae_lens"
-"$dir/eai-sparsify/bin/python" -c "import sparsify"
+"$dir/eai-sparsify/bin/python" -c "import sparsify" >&2
 "$dir/dictionary-learning/bin/python" -c "import dictionary_learning.trainers"
 echo "$dir"
