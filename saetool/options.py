@@ -46,7 +46,12 @@ Resume = Annotated[
 ]
 Log = Annotated[
     Path | None,
-    typer.Option("--log", help="Append a JSONL log of the run here (times, device, metrics).", rich_help_panel=FILES),
+    typer.Option(
+        "--log",
+        "--log-file",  # torchrun takes --log for an abbreviation of its own options
+        help="Append a JSONL log of the run here (times, device, metrics).",
+        rich_help_panel=FILES,
+    ),
 ]
 
 

@@ -26,7 +26,7 @@ STITCH = "saetool/stitch@1"
 META = "saetool/meta@1"
 EXPLANATIONS = "saetool/explanations@1"
 WINDOWS = "saetool/windows@1"
-TRAIN_LOG = "saetool/trainlog@1"
+TRAIN_LOG = "saetool/trainlog@2"
 REPORT = "saetool/report@1"
 
 KINDS = {
@@ -43,6 +43,10 @@ KINDS = {
     TRAIN_LOG: "a training log",
     REPORT: "a report",
 }
+
+
+_MIGRATED = {"saetool/trainlog@1": TRAIN_LOG}
+"""Older schemas that are read: trainlog@1 had this program's metric names (``train_log.ours`` takes both)."""
 
 
 def canonical(value: Any) -> str:
@@ -115,7 +119,7 @@ def parse(data: Any, where: str) -> Header:
     """The header in ``data`` (parsed JSON). Raises ``ArtifactError`` naming ``where`` if it is none we can read."""
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
         raise ArtifactError(f"{where}: its saetool header is damaged (no schema)", "make the file again")
-    schema = data["schema"]
+    schema = _MIGRATED.get(data["schema"], data["schema"])
     if schema not in KINDS:
         known = {s.partition("@")[0]: s for s in KINDS}
         name = schema.partition("@")[0]
@@ -129,7 +133,7 @@ def parse(data: Any, where: str) -> Header:
     if missing:
         raise ArtifactError(f"{where}: its saetool header lacks {', '.join(missing)}", "make the file again")
     return Header(
-        **{name: data[name] for name in _FIELDS},
+        **{name: data[name] if name != "schema" else schema for name in _FIELDS},
         extra={name: value for name, value in data.items() if name not in _FIELDS},
     )
 

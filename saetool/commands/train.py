@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import TRAIN, Cache, open_cache
-from saetool.config import TrainConfig
-from saetool.console import Console, Interruption
+from saetool.config import ARCHITECTURES, RECIPES, TrainConfig
+from saetool.console import Console
 from saetool.errors import ArtifactError, ConfigError
 from saetool.options import (
     DebugFlag,
@@ -29,33 +28,55 @@ from saetool.options import (
     resolve_device,
 )
 
-if TYPE_CHECKING:
-    from saetool.engines.train import Step
-
-ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu")
-SAES, OPTIMIZER = "The SAE", "Optimisation"
+SAES, OPTIMIZER, SPARSITY, START = "The SAE", "Optimisation", "Sparsity and dead latents", "Starting point"
+CHOICES = {
+    "arch": ARCHITECTURES,
+    "penalty": ("l0", "tanh"),
+    "aux_scale": ("plain", "dead-share", "variance"),
+    "decoder_norm": ("unit", "free"),
+    "b_dec_init": ("mean", "geometric-median", "zero"),
+    "dtype": ("fp32", "bf16"),
+}
 
 
 def train(
+    context: typer.Context,
     acts: Annotated[Path, typer.Argument(help="The activation cache.")] = Path("acts"),
-    arch: Annotated[
-        str, typer.Option(help="batchtopk, topk, relu (L1) or jumprelu.", rich_help_panel=SAES)
-    ] = TrainConfig.arch,
+    preset: Annotated[
+        str | None, typer.Option(help=f"Start from a recipe: {', '.join(RECIPES)}.", rich_help_panel=START)
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="Start from the settings of this SAE, on the same data.", rich_help_panel=START),
+    ] = None,
+    arch: Annotated[str, typer.Option(help=f"{', '.join(ARCHITECTURES)}.", rich_help_panel=SAES)] = TrainConfig.arch,
     latents: Annotated[
-        str, typer.Option(help="Width; several (768,1536) train a ladder at once.", rich_help_panel=SAES)
+        str,
+        typer.Option(
+            help="Width; several (768,1536) train a ladder at once, or are the nested widths of a matryoshka.",
+            rich_help_panel=SAES,
+        ),
     ] = str(TrainConfig.latents),
     k: Annotated[
-        int, typer.Option(help="Active latents per token (batchtopk, topk).", rich_help_panel=SAES)
+        int, typer.Option(help="Active latents per token (batchtopk, topk, matryoshka).", rich_help_panel=SAES)
     ] = TrainConfig.k,
-    l1: Annotated[
-        float, typer.Option(help="λ of relu, on inputs with E‖x‖² = d.", rich_help_panel=SAES)
-    ] = TrainConfig.l1,
-    l0: Annotated[
-        float, typer.Option(help="λ of jumprelu, on inputs with E‖x‖² = d.", rich_help_panel=SAES)
-    ] = TrainConfig.l0,
-    bandwidth: Annotated[
-        float | None, typer.Option(help="Kernel width of jumprelu.", show_default="0.1", rich_help_panel=SAES)
+    decoder_norm: Annotated[
+        str | None,
+        typer.Option(
+            help="Decoder rows: unit, or free and folded on save.",
+            show_default="free for relu and gated",
+            rich_help_panel=SAES,
+        ),
     ] = None,
+    freeze_decoder: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-decoder", help="Leave the decoder at its random start: a control.", rich_help_panel=SAES
+        ),
+    ] = TrainConfig.freeze_decoder,
+    b_dec_init: Annotated[
+        str, typer.Option(help="b_dec starts at the mean, geometric-median or zero.", rich_help_panel=SAES)
+    ] = TrainConfig.b_dec_init,
     normalize: Annotated[
         bool,
         typer.Option(
@@ -73,24 +94,55 @@ def train(
         typer.Option(help="Adam's learning rate.", show_default="2e-4·√(16384/latents)", rich_help_panel=OPTIMIZER),
     ] = None,
     warmup: Annotated[
-        float, typer.Option(help="Share of the steps with rising lr.", rich_help_panel=OPTIMIZER)
+        float, typer.Option(help="Share (above 1: number) of the steps with rising lr.", rich_help_panel=OPTIMIZER)
     ] = TrainConfig.warmup,
     decay: Annotated[
-        float, typer.Option(help="Share of the steps, at the end, with falling lr.", rich_help_panel=OPTIMIZER)
+        float,
+        typer.Option(help="Share (above 1: number) of the last steps, with falling lr.", rich_help_panel=OPTIMIZER),
     ] = TrainConfig.decay,
+    clip: Annotated[
+        float, typer.Option(help="Largest norm of the gradient; 0: any.", rich_help_panel=OPTIMIZER)
+    ] = TrainConfig.clip,
+    dtype: Annotated[
+        str, typer.Option(help="Matrix products of relu, gated, jumprelu: fp32, bf16.", rich_help_panel=OPTIMIZER)
+    ] = TrainConfig.dtype,
+    l1: Annotated[
+        float, typer.Option(help="λ of relu and gated, on inputs with E‖x‖² = d.", rich_help_panel=SPARSITY)
+    ] = TrainConfig.l1,
+    l0: Annotated[
+        float, typer.Option(help="λ of jumprelu, on inputs with E‖x‖² = d.", rich_help_panel=SPARSITY)
+    ] = TrainConfig.l0,
+    penalty: Annotated[
+        str, typer.Option(help="What λ of jumprelu weighs: l0 or tanh.", rich_help_panel=SPARSITY)
+    ] = TrainConfig.penalty,
+    sparsity_warmup: Annotated[
+        float, typer.Option(help="Share (above 1: number) of the steps with rising λ.", rich_help_panel=SPARSITY)
+    ] = TrainConfig.sparsity_warmup,
+    bandwidth: Annotated[
+        float | None, typer.Option(help="Kernel width of jumprelu.", show_default="0.1", rich_help_panel=SPARSITY)
+    ] = None,
     aux_alpha: Annotated[
-        float, typer.Option(help="Weight of AuxK (batchtopk, topk).", rich_help_panel=OPTIMIZER)
+        float, typer.Option(help="Weight of AuxK (batchtopk, topk, matryoshka).", rich_help_panel=SPARSITY)
     ] = TrainConfig.aux_alpha,
+    aux_scale: Annotated[
+        str, typer.Option(help="AuxK's own scale: plain, dead-share, variance.", rich_help_panel=SPARSITY)
+    ] = TrainConfig.aux_scale,
     k_aux: Annotated[
         int | None,
-        typer.Option(help="Dead latents AuxK uses.", show_default="power of 2 near d/2", rich_help_panel=OPTIMIZER),
+        typer.Option(help="Dead latents AuxK uses.", show_default="power of 2 near d/2", rich_help_panel=SPARSITY),
     ] = None,
     dead_after: Annotated[
         str | None,
         typer.Option(
             help="Tokens without firing until a latent is dead.",
             show_default="10M or a tenth of the run",
-            rich_help_panel=OPTIMIZER,
+            rich_help_panel=SPARSITY,
+        ),
+    ] = None,
+    resample: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens between resamplings of dead latents (relu).", show_default="never", rich_help_panel=SPARSITY
         ),
     ] = None,
     out: Annotated[
@@ -98,10 +150,23 @@ def train(
         typer.Option("-o", "--out", help="The SAE; {latents} in it is the width.", rich_help_panel="Files"),
     ] = "sae.st",
     log: Log = None,
+    log_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between log records.", show_default="1/200 of the run", rich_help_panel="Files"),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write the metrics for TensorBoard here, too.", rich_help_panel="Files")
+    ] = None,
     overwrite: Overwrite = False,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints (OUT.ckpt.st).", rich_help_panel="Running")
     ] = 60.0,
+    export_partial: Annotated[
+        bool,
+        typer.Option(
+            "--export-partial", help="Train no more: write the checkpoint as an SAE.", rich_help_panel="Running"
+        ),
+    ] = False,
     resume: Resume = True,
     seed: Seed = TrainConfig.seed,
     device: Device = "auto",
@@ -112,176 +177,110 @@ def train(
 ) -> None:
     """Train sparse autoencoders on the train split of a cache.
 
-    Several widths share one read of the data; each file equals the one trained alone.
+    Several widths share one read of the data; each file equals the one trained alone. Under torchrun the batch is
+    divided among the processes.
 
     Example: saetool train acts --arch batchtopk --k 32 --latents 768,1536 -o 'sae-{latents}.st'
     """
-    if arch not in ARCHITECTURES:
-        raise ConfigError(f"--arch {arch}: unknown", f"one of {', '.join(ARCHITECTURES)}")
-    widths = parse_counts(latents, "--latents")
-    paths = output_paths(out, widths)
-    base = TrainConfig(
-        arch=arch,
-        k=k,
-        tokens=parse_count(tokens, "--tokens"),
-        batch_size=batch_size,
-        lr=lr,
-        warmup=warmup,
-        decay=decay,
-        l1=l1,
-        l0=l0,
-        bandwidth=bandwidth,
-        aux_alpha=aux_alpha,
-        k_aux=k_aux,
-        dead_after=None if dead_after is None else parse_count(dead_after, "--dead-after"),
-        normalize=normalize,
-        seed=seed,
-    )
-    console = Console(quiet=quiet, as_json=json_)
     cache = open_cache(acts)
-    from saetool.engines.train import n_steps, options_of, resolve
+    base, widths = _base(preset, like, cache)
+    given = {n for n in context.params if context.get_parameter_source(n).name != "DEFAULT"}  # type: ignore[union-attr]
+    texts = {"tokens": tokens, "dead_after": dead_after, "resample": resample}
+    chosen: dict[str, Any] = {}
+    for name in TrainConfig.__dataclass_fields__:
+        if name in context.params and (name in given or (preset is None and like is None)):
+            value = context.params[name]
+            chosen[name] = parse_count(value, _option(name)) if name in texts and value is not None else value
+    if "latents" in chosen:
+        widths = parse_counts(chosen.pop("latents"), "--latents")
+    if chosen.get("resample", 0) is None:
+        del chosen["resample"]
+    base = dataclasses.replace(base, **chosen)
+    for name, choices in CHOICES.items():
+        if getattr(base, name) not in (*choices, None):
+            raise ConfigError(f"{_option(name)} {getattr(base, name)}: unknown", f"one of {', '.join(choices)}")
+    if log_every is not None and log_every < 1:
+        raise ConfigError(f"--log-every {log_every}: must be at least 1")
+    if len(widths) > 1 and base.arch != "matryoshka" and "{latents}" not in out:
+        raise ConfigError(f"-o {out}: {len(widths)} widths need {{latents}} in the name", "-o 'sae-{latents}.st'")
+    console = Console(quiet=quiet, as_json=json_)
 
-    configs = [resolve(dataclasses.replace(base, latents=width), cache.d_in) for width in widths]
-    plans = [h.Plan("train", h.SAE, options_of(c), [cache.as_input()], [cache.header]) for c in configs]
+    from saetool.commands.train_run import Product, Run
+    from saetool.engines.recipe import n_steps, options_of, resolve
+
+    products = []
+    for config, prefixes in _configs(base, widths):
+        config = resolve(config, cache.d_in)
+        for width in prefixes or (config.latents,):
+            options = options_of(config) | ({"prefix": width} if width < config.latents else {})
+            plan = h.Plan("train", h.SAE, options, [cache.as_input()], [cache.header])
+            products.append(Product(Path(out.replace("{latents}", str(width))), plan, config, width))
+    if base.arch == "matryoshka" and "{latents}" not in out:
+        products = products[-1:]
+    rows = cache.rows(TRAIN)
     if dry_run:
+        recipe = RECIPES.get(preset or "")
         console.plan(
             {
-                "input": f"{acts}: {cache.rows(TRAIN):,} rows of {cache.d_in}",
+                "input": f"{acts}: {rows:,} rows of {cache.d_in}",
+                **({"preset": f"{preset}: {recipe.source}", "differs": recipe.differs} if recipe else {}),
                 "steps": n_steps(base),
-                "epochs": round(base.tokens / max(cache.rows(TRAIN), 1), 2),
-                **{str(path): json.dumps(dict(plan.options)) for path, plan in zip(paths, plans, strict=True)},
-                "parameters_and_optimizer_bytes": sum(2 * cache.d_in * w * 12 for w in widths),
+                "epochs": round(base.tokens / max(rows, 1), 2),
+                **{str(p.path): json.dumps(dict(p.plan.options)) for p in products},
+                "parameters_and_optimizer_bytes": sum(2 * cache.d_in * p.config.latents * 12 for p in products),
             }
         )
         return
     wanted = []
-    for path, plan in zip(paths, plans, strict=True):
-        if container.up_to_date(path, plan, overwrite=overwrite):
-            console.emit(container.read_header(path), path, h.sha256_file(path), _metrics(path), fresh=False)
+    for product in products:
+        if not export_partial and container.up_to_date(product.path, product.plan, overwrite=overwrite):
+            header = container.read_header(product.path)
+            metrics = dict(header.config.get("train_metrics", {}))
+            console.emit(header, product.path, h.sha256_file(product.path), metrics, fresh=False)
         else:
-            wanted.append((path, plan))
-    if wanted:
-        chosen = [c for c, p in zip(configs, plans, strict=True) if any(p is q for _, q in wanted)]
-        run = _Run(console, cache, wanted, chosen, resolve_device(device), log)
-        run.go(resume=resume, checkpoint_every=checkpoint_every)
+            wanted.append(product)
+    if not wanted:
+        return
+    run = Run(console, cache, wanted, resolve_device(device), log, tensorboard)
+    if export_partial:
+        run.export_partial(overwrite=overwrite)
+    else:
+        run.go(resume=resume, checkpoint_every=checkpoint_every, log_every=log_every)
 
 
-def output_paths(out: str, widths: list[int]) -> list[Path]:
-    """One path a width: ``{latents}`` replaced. Raises ``ConfigError`` if several widths would share a file."""
-    paths = [Path(out.replace("{latents}", str(width))) for width in widths]
-    if len(set(paths)) != len(paths):
-        raise ConfigError(f"-o {out}: {len(widths)} widths need {{latents}} in the name", "-o 'sae-{latents}.st'")
-    return paths
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _metrics(path: Path) -> dict[str, Any]:
-    return dict(container.read_header(path).config.get("train_metrics", {}))
+def _base(preset: str | None, like: Path | None, cache: Cache) -> tuple[TrainConfig, list[int]]:
+    """The config that options given explicitly are laid over, and its widths."""
+    if preset is not None and like is not None:
+        raise ConfigError("--preset and --like both say what to start from: give one of them")
+    if preset is not None:
+        if preset not in RECIPES:
+            raise ConfigError(f"--preset {preset}: unknown", f"one of {', '.join(RECIPES)}")
+        options = dict(RECIPES[preset].options)
+        widths = parse_counts(str(options.pop("latents", TrainConfig.latents)), "--latents")
+        return TrainConfig(**options), widths
+    if like is not None:
+        from saetool.engines.recipe import like as config_of
+
+        header = container.read_header(like)
+        h.expect(header, h.SAE, str(like))
+        entries = [entry for entry in header.history if entry["verb"] == "train"]
+        if not entries:
+            raise ArtifactError(f"{like}: was not trained by saetool train", "give its settings as options")
+        used = entries[-1]["inputs"]
+        if cache.sha256 not in used:
+            raise ArtifactError(f"{cache.path}: is not the cache that {like} was trained on", "give that one")
+        config = config_of(entries[-1]["options"], cache.d_in)
+        return config, list(config.prefixes or (config.latents,))
+    return TrainConfig(), [TrainConfig.latents]
 
 
-class _Run:
-    """The state of one training command: trainees, their checkpoints and the log."""
-
-    def __init__(
-        self,
-        console: Console,
-        cache: Cache,
-        wanted: list[tuple[Path, h.Plan]],
-        configs: list[TrainConfig],
-        device: str,
-        log: Path | None,
-    ) -> None:
-        from saetool.engines.reader import Reader
-        from saetool.engines.train import Trainee
-
-        self.console, self.cache, self.log = console, cache, log
-        self.paths = [path for path, _ in wanted]
-        self.plans = [plan for _, plan in wanted]
-        config = configs[0]
-        mean_sq_norm = cache.statistics["mean_sq_norm"]
-        if not mean_sq_norm > 0:
-            raise ArtifactError(f"{cache.path}: all activations are zero", "cache another hook")
-        scale = (cache.d_in / mean_sq_norm) ** 0.5 if config.normalize else 1.0
-        self.reader = Reader(cache, TRAIN, seed=config.seed, device=device, scale=scale)
-        mean = cache.moments()["mean"]
-        self.trainees: list[Trainee] = [Trainee(c, cache.d_in, mean, scale, device) for c in configs]
-        self.last: dict[int, Step] = {}
-        console.say(f"training {len(configs)} SAE{'s' * (len(configs) > 1)} on {device}, {self.reader.n_rows:,} rows")
-
-    def checkpoint(self, i: int) -> Path:
-        return self.paths[i].with_name(self.paths[i].name + ".ckpt.st")
-
-    def _checkpoint_plan(self, i: int) -> h.Plan:
-        return dataclasses.replace(self.plans[i], schema=h.CHECKPOINT)
-
-    def save(self) -> None:
-        """Write every unfinished SAE's checkpoint."""
-        for i, trainee in enumerate(self.trainees):
-            container.write_tensors(self.checkpoint(i), trainee.state(), self._checkpoint_plan(i).header())
-
-    def restore(self) -> int:
-        """Load the checkpoints that fit; returns the steps that all SAEs have done."""
-        for i, trainee in enumerate(self.trainees):
-            path = self.checkpoint(i)
-            if not path.exists():
-                continue
-            loaded = container.read_tensors(path, h.CHECKPOINT)
-            if loaded.header.key == self._checkpoint_plan(i).key:
-                trainee.restore(loaded.tensors)
-                self.console.say(f"{path}: resuming at step {trainee.steps_done}")
-        return min(t.steps_done for t in self.trainees)
-
-    def go(self, *, resume: bool, checkpoint_every: float) -> None:
-        from saetool.engines import train as engine
-
-        done = self.restore() if resume else 0
-        total = engine.n_steps(self.trainees[0].config)
-        started = saved = time.monotonic()
-        label = "train " + ",".join(str(t.config.latents) for t in self.trainees)
-        with Interruption() as interruption, self.console.progress(label, total, "steps", done) as advance:
-            for event in engine.train(self.trainees, self.reader, log_every=max(total // 200, 1)):
-                if isinstance(event, engine.Step):
-                    self.last[event.index] = event
-                    self._log(event, time.monotonic() - started)
-                    continue
-                last = self.last.get(0)
-                advance(1, f"EV {last.explained_variance:.4f} L0 {last.l0:.1f} dead {last.dead}" if last else "")
-                if interruption.requested:
-                    self.save()
-                    self.console.say(f"stopped at step {event.step}; the same command goes on from there")
-                    raise KeyboardInterrupt
-                if time.monotonic() - saved >= checkpoint_every and event.step < total:
-                    self.save()
-                    saved = time.monotonic()
-        for i in range(len(self.trainees)):
-            self._finish(i)
-
-    def _finish(self, i: int) -> None:
-        from saetool.artifacts import sae as sae_files
-
-        trainee, plan, path = self.trainees[i], self.plans[i], self.paths[i]
-        sae = trainee.sae()
-        metrics = dataclasses.asdict(self.last[i]) if i in self.last else {}
-        metrics.pop("index", None)
-        config = {
-            **plan.options,
-            **sae_files.config_of(sae),
-            "normalization": {"scale": trainee.scale, "folded": True},
-            "train_metrics": metrics,
-        }
-        header = plan.header(config=config, model=self.cache.header.model, seed=trainee.config.seed, dtype="float32")
-        sha256 = sae_files.save(path, sae, header)
-        self.checkpoint(i).unlink(missing_ok=True)
-        self.console.emit(header, path, sha256, metrics)
-
-    def _log(self, step: "Step", seconds: float) -> None:
-        if self.log is None:
-            return
-        fresh = not self.log.exists()
-        record = dataclasses.asdict(step)
-        i = record.pop("index")
-        record.update(sae=self.paths[i].name, latents=self.trainees[i].config.latents, time=round(seconds, 3))
-        with open(self.log, "a") as file:
-            if fresh:
-                plan = h.Plan("train", h.TRAIN_LOG, {"saes": [p.name for p in self.paths]}, self.plans[0].inputs)
-                file.write(h.canonical({container.METADATA_KEY: plan.header().to_json()}) + "\n")
-            file.write(h.canonical(h.finite(record)) + "\n")
+def _configs(base: TrainConfig, widths: list[int]) -> list[tuple[TrainConfig, tuple[int, ...]]]:
+    """What is trained: an SAE a width, or one matryoshka with them all nested. With each, its prefixes."""
+    if base.arch == "matryoshka":
+        nested = tuple(sorted(widths))
+        return [(dataclasses.replace(base, latents=nested[-1], prefixes=nested), nested)]
+    return [(dataclasses.replace(base, latents=width, prefixes=()), ()) for width in widths]

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from saetool.artifacts import container
+from saetool.artifacts import container, train_log
 from saetool.artifacts import header as h
 from saetool.errors import ArtifactError
 from saetool.report import shapes
@@ -280,7 +280,7 @@ def _read(path: Path, label: str, *, asked: bool) -> Artifact | None:
         return None
     header, payload = h.parse(h.finite(header.to_json()), str(path)), h.finite(payload)
     if header.schema == h.TRAIN_LOG:  # a log that several runs were appended to holds several headers
-        payload = [record for record in payload if container.METADATA_KEY not in record]
+        payload = [train_log.ours(record) for record in payload if container.METADATA_KEY not in record]
     if problem := shapes.mismatch(header, payload):
         raise ArtifactError(f"{path}: is damaged ({problem})")
     if header.schema == h.WINDOWS:

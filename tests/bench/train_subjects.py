@@ -28,7 +28,9 @@ class Row:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-MODES: dict[str, dict[str, str]] = {"": {}}
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""What the program sets for itself at its start."""
+MODES: dict[str, dict[str, str]] = {"": HUGE_PAGES, "float32": {**HUGE_PAGES, "SAETOOL_KERNELS": "float32"}}
 """saetool's rows: name of a mode → environment variables of its process."""
 
 SAETOOL = tuple(

@@ -9,11 +9,11 @@ from conftest import random_sae, sparse_data, write_cache
 
 from saetool.artifacts.cache import TRAIN
 from saetool.config import TrainConfig
-from saetool.engines import threshold as engine
 from saetool.engines import recipe
+from saetool.engines import threshold as engine
 from saetool.engines import train as trainer
-from saetool.engines.trainee import Trainee
 from saetool.engines.reader import Reader
+from saetool.engines.trainee import Trainee
 from saetool.errors import ConfigError
 
 

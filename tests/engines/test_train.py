@@ -8,7 +8,7 @@ import torch
 from conftest import sparse_data, write_cache
 
 from saetool.artifacts.cache import TRAIN
-from saetool.config import TrainConfig
+from saetool.config import RECIPES, TrainConfig
 from saetool.core.sae import SAE
 from saetool.engines import recipe
 from saetool.engines import train as engine
@@ -47,17 +47,17 @@ def same(a: SAE, b: SAE) -> bool:
     )
 
 
-@pytest.mark.parametrize("arch", ["batchtopk", "topk", "relu", "jumprelu"])
+@pytest.mark.parametrize("arch", ["batchtopk", "topk", "relu", "jumprelu", "gated"])
 def test_training_reduces_the_error(arch: str, tmp_path: Path) -> None:
     reader, mean, scale = stream(tmp_path / "acts")
     steps = run([trainee(replace(CONFIG, arch=arch, tokens=300 * 64, l1=0.3, l0=0.3), mean, scale)], reader, 300, 1)
     assert steps[-1].explained_variance > max(steps[0].explained_variance, 0.5)
 
 
-@pytest.mark.parametrize("arch", ["batchtopk", "relu", "jumprelu"])
+@pytest.mark.parametrize("arch", ["batchtopk", "relu", "jumprelu", "gated", "matryoshka"])
 def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(arch: str, tmp_path: Path) -> None:
     reader, mean, scale = stream(tmp_path / "acts")
-    config = replace(CONFIG, arch=arch)
+    config = replace(CONFIG, arch=arch, prefixes=(8, 24) if arch == "matryoshka" else (), resample=640)
     whole = trainee(config, mean, scale)
     run([whole], reader)
     first = trainee(config, mean, scale)
@@ -169,3 +169,149 @@ def test_a_larger_penalty_gives_fewer_active_latents(arch: str, option: str, tmp
         member = trainee(replace(CONFIG, arch=arch, tokens=300 * 64, **{option: weight}), mean, scale)
         active.append(run([member], reader, log_every=100)[-1].l0)
     assert active[0] > 1.2 * active[1] > 1.44 * active[2]
+
+
+def test_a_gated_sae_is_saved_as_the_jumprelu_it_equals(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    member = trainee(replace(CONFIG, arch="gated", l1=0.3, tokens=100 * 64), mean, scale)
+    run([member], reader)
+    p = {name: t.detach() for name, t in member.parameters.named().items()}
+    assert float(p["r_mag"].abs().max()) > 0
+    x = sparse_data(200, seed=9)
+    u = (x * scale - p["b_dec"]) @ p["encoder"].T
+    z = (u + p["b_enc"] > 0) * (u * p["r_mag"].exp() + p["b_mag"]).relu()
+    saved = member.sae()
+    assert (saved.arch, saved.inference) == ("gated", "jumprelu")
+    assert torch.allclose(saved.decode(saved.encode(x)), (z @ p["W_dec"] + p["b_dec"]) / scale, atol=1e-4)
+    assert torch.equal(saved.encode(x) > 0, z > 0)
+    assert 0 < float((z > 0).float().mean()) < 1
+
+
+def test_the_prefixes_of_a_matryoshka_fire_as_in_the_whole(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    config = replace(CONFIG, arch="matryoshka", prefixes=(6, 12, 24), tokens=200 * 64)
+    member = trainee(config, mean, scale)
+    steps = run([member], reader, log_every=1)
+    x = sparse_data(500, seed=9)
+    whole, small = member.sae(), member.sae(6)
+    assert torch.equal(small.encode(x), whole.encode(x)[:, :6])
+    assert (whole.k, small.k, small.d_sae) == (3, None, 6)
+    cuts = [s.l0 for s in steps]
+    assert cuts[-1] == pytest.approx(3.0)
+    # Its threshold is the running mean of training's cuts: near k active latents on other data.
+    assert float((whole.encode(x) > 0).sum(1).float().mean()) == pytest.approx(3.0, rel=0.25)
+    plain = trainee(replace(CONFIG, tokens=200 * 64), mean, scale)
+    run([plain], reader)
+
+    def error(sae: SAE) -> float:
+        cut = replace(sae, W_enc=sae.W_enc[:, :6], b_enc=sae.b_enc[:6], W_dec=sae.W_dec[:6], threshold=None)
+        return float((x - cut.decode(cut.encode(x, batch=True))).square().sum())
+
+    assert error(replace(whole, arch="batchtopk")) < error(plain.sae()), "nested training makes the first ones general"
+
+
+@pytest.mark.parametrize("penalty", ["l0", "tanh"])
+def test_the_jumprelu_threshold_moves_in_bfloat16_too(tmp_path: Path, penalty: str) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    moved = {}
+    for dtype in ("fp32", "bf16"):
+        config = replace(CONFIG, arch="jumprelu", dtype=dtype, penalty=penalty, tokens=200 * 64, l0=0.5)
+        member = trainee(config, mean, scale)
+        before = member.parameters.log_threshold.detach().clone()
+        run([member], reader)
+        moved[dtype] = member.parameters.log_threshold.detach() - before
+        assert member.parameters.log_threshold.dtype == torch.float32
+    assert float(moved["bf16"].abs().mean()) > 0.5 * float(moved["fp32"].abs().mean()) > 1e-4
+
+
+def test_a_frozen_decoder_stays_where_it_started(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    for arch in ("batchtopk", "relu"):
+        member = trainee(replace(CONFIG, arch=arch, freeze_decoder=True), mean, scale)
+        before = {name: t.detach().clone() for name, t in member.parameters.named().items()}
+        run([member], reader)
+        assert torch.equal(member.parameters.W_dec, before["W_dec"])
+        assert not torch.equal(member.parameters.encoder, before["encoder"])
+        again = trainee(replace(CONFIG, arch=arch, freeze_decoder=True), mean, scale)
+        again.restore({name: t.clone() for name, t in member.state().items()})
+        assert torch.equal(again.parameters.encoder, member.parameters.encoder)
+
+
+def test_resampling_points_dead_latents_at_badly_reconstructed_rows(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    member = trainee(replace(CONFIG, arch="relu", dead_after=400), mean, scale)
+    run([member], reader, until=5)
+    member.since_fired[:] = 0
+    member.since_fired[[3, 8]] = 400
+    before = member.parameters.W_dec.detach().clone()
+    x = reader.batch(7, 64)
+    assert member.resample(x) == 2
+    W_dec, encoder = member.parameters.W_dec.detach(), member.parameters.encoder.detach()
+    rows = x - member.parameters.b_dec.detach()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    for i in (3, 8):
+        assert float((rows @ W_dec[i]).max()) == pytest.approx(1.0, abs=1e-5)
+        alive = torch.ones(24, dtype=torch.bool)
+        alive[[3, 8]] = False
+        assert float(encoder[i].norm()) == pytest.approx(0.2 * float(encoder[alive].norm(dim=1).mean()), rel=1e-4)
+        assert float(member.adam.state[member.parameters.W_dec]["exp_avg"][i].abs().max()) == 0
+    others = [i for i in range(24) if i not in (3, 8)]
+    assert torch.equal(W_dec[others], before[others])
+    assert member.resample(x) == 0
+
+
+def test_resampling_revives_latents_in_a_run(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    dead = {}
+    for resample in (0, 20 * 64):
+        config = replace(CONFIG, arch="relu", tokens=90 * 64, resample=resample, l1=0.1)
+        member = trainee(config, mean, scale)
+        with torch.no_grad():
+            member.parameters.b_enc[12:] = -50.0  # never fire, and relu has no gradient that would change it
+        dead[resample] = run([member], reader, log_every=1)[-1].dead
+    assert dead[0] >= 12 > dead[20 * 64]
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    member = trainee(replace(CONFIG, clip=0.01), mean, scale)
+    member.step(reader.batch(0, 64))
+    grads = [t.grad for t in member.parameters.named().values()]
+    assert float(torch.stack([g.norm() for g in grads]).norm()) == pytest.approx(0.01, rel=1e-4)
+
+
+def test_a_share_of_the_steps_or_their_number() -> None:
+    assert recipe.steps_of(0.05, 2000) == recipe.steps_of(100, 2000) == 100
+    assert recipe.steps_of(1.0, 2000) == 2000
+
+
+def test_like_derives_again_what_was_derived() -> None:
+    first = recipe.resolve(TrainConfig(latents=4096, tokens=10**6, l0=3.0, arch="jumprelu"), 64)
+    wider = replace(recipe.like(recipe.options_of(first), 64), latents=16384)
+    assert recipe.resolve(wider, 64).lr == 2e-4
+    assert (wider.l0, wider.arch) == (3.0, "jumprelu")
+    fixed = recipe.resolve(TrainConfig(latents=4096, lr=1e-3), 64)
+    assert replace(recipe.like(recipe.options_of(fixed), 64), latents=16384).lr == 1e-3
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_can_be_trained(name: str, tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    options = dict(RECIPES[name].options) | {"latents": 40, "tokens": 12 * 64, "batch_size": 64, "k": 3}
+    member = trainee(TrainConfig(**options), mean, scale)
+    steps = run([member], reader, log_every=1)
+    assert steps[-1].mse < steps[0].mse
+
+
+def test_diverged_parameters_are_noticed(tmp_path: Path) -> None:
+    reader, mean, scale = stream(tmp_path / "acts")
+    member = trainee(replace(CONFIG, tokens=400 * 64, arch="relu"), mean, scale)
+    run([member], reader, until=150)
+    assert member.is_finite()
+    with torch.no_grad():
+        member.parameters.W_dec.mul_(1e4)
+    with pytest.raises(SaetoolError, match="100 times its input"):
+        run([member], reader)
+    with torch.no_grad():
+        member.parameters.W_dec[0, 0] = float("inf")
+    assert not member.is_finite()

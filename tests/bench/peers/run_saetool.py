@@ -6,7 +6,8 @@ from subject import Setting, serve
 from torch import Tensor
 
 from saetool.config import TrainConfig
-from saetool.engines.train import Trainee, resolve
+from saetool.engines.recipe import resolve
+from saetool.engines.trainee import Trainee
 
 
 class Saetool:
