@@ -39,7 +39,7 @@ class Pairs:
 
     def firings(self) -> Int[Tensor, " d_sae"]:
         """Pairs of each latent."""
-        return torch.bincount(self.latents, minlength=self.n_latents)
+        return _counts(self.latents, self.n_latents)
 
     def subset(self, keep: Bool[Tensor, " pairs"] | slice, values: Float[Tensor, " kept"] | None = None) -> "Pairs":
         """Some of the pairs, in the same order."""
@@ -59,5 +59,10 @@ def from_dense(z: Float[Tensor, "n d_sae"]) -> Pairs:
 
 
 def _starts(keys: Tensor, n: int) -> Tensor:
-    counts = torch.bincount(keys, minlength=n)
+    counts = _counts(keys, n)
     return counts.cumsum(0) - counts
+
+
+def _counts(keys: Tensor, n: int) -> Tensor:
+    # torch.bincount looks for the largest key first, for which a CUDA device must be waited for.
+    return keys.new_zeros(n).scatter_add_(0, keys, torch.ones_like(keys))
