@@ -268,6 +268,17 @@ def test_triton_is_never_chosen_for_a_cpu_and_says_why_not(monkeypatch):
         ops.kernels(cpu)
 
 
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "chosen"),
+    [((9, 0), True, "triton"), ((8, 0), False, "screened"), ((7, 5), True, "float32")],
+)
+def test_choice_on_a_cuda_device(monkeypatch, capability, has_triton, chosen):
+    monkeypatch.delenv("SAETOOL_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(ops, "_has_triton", lambda: has_triton)
+    assert ops.kernels(torch.device("cuda")) == chosen
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_bfloat16_sums_are_float32_in_a_selection_and_as_before_after(monkeypatch, allowed):
     matmul = torch.backends.cuda.matmul
