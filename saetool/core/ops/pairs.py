@@ -26,7 +26,9 @@ class Pairs:
     @cached_property
     def by_row(self) -> Int[Tensor, " pairs"]:
         """The permutation that sorts the pairs by row, latents ascending within."""
-        return torch.argsort(self.rows, stable=True)
+        # A radix sort passes once for each byte of its keys: two take a third of the time of eight.
+        keys = self.rows.short() if self.n_rows <= 2**15 else self.rows.int()
+        return torch.argsort(keys, stable=True)
 
     @cached_property
     def row_starts(self) -> Int[Tensor, " n"]:
