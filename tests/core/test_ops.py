@@ -129,6 +129,15 @@ def test_pairwise_products_equal_the_dense_ones():
     torch.testing.assert_close(reference.pair_dots(pairs, rows, w), (rows @ w.T)[pairs.rows, pairs.latents])
 
 
+@pytest.mark.parametrize("n_rows", [2**15, 2**15 + 1, 2**17])
+def test_pairs_by_row(n_rows):
+    rows = torch.tensor([n_rows - 1, 3, n_rows - 1, 0, 3])
+    pairs = Pairs(rows, torch.arange(5), torch.ones(5), n_rows, 5)
+    assert pairs.by_row.tolist() == [3, 1, 4, 0, 2]
+    assert pairs.latents_by_row.tolist() == [3, 1, 4, 0, 2]
+    assert pairs.row_starts[[0, 1, 3, 4, n_rows - 1]].tolist() == [0, 1, 1, 3, 3]
+
+
 def test_no_pairs_at_all():
     pairs = from_dense(torch.zeros(4, 6))
     assert ops.decode(pairs, torch.ones(6, 3)).equal(torch.zeros(4, 3))

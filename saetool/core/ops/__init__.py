@@ -9,11 +9,13 @@ device and ``SAETOOL_KERNELS``:
     reference   the definitions
     float32     blocked, without screening
     screened    blocked, screened
-    triton      Triton, which must be there
+    triton      Triton, which must be there: on a CUDA device, or interpreted (TRITON_INTERPRET=1)
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -33,9 +35,15 @@ def kernels(device: torch.device) -> str:
     wanted = os.environ.get("SAETOOL_KERNELS", "auto")
     if wanted not in KERNELS:
         raise ConfigError(f"SAETOOL_KERNELS={wanted}: unknown", f"one of {', '.join(KERNELS)}")
+    if wanted == "triton" and not _has_triton():
+        raise ConfigError("SAETOOL_KERNELS=triton: Triton is not installed", "pip install triton")
+    if wanted == "triton" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ConfigError(f"SAETOOL_KERNELS=triton: runs on CUDA devices, not on {device.type}", "SAETOOL_KERNELS=auto")
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):  # no bfloat16 in the matrix units
+            return "float32"
         return "triton" if _has_triton() else "screened"
     return "screened" if device.type == "cpu" and _fast_bfloat16() else "float32"
 
@@ -45,9 +53,8 @@ def _fast_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+@cache
 def _has_triton() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("triton") is not None
 
 

@@ -16,7 +16,8 @@ comparing it with the rounded floor loses no pair; those above it are multiplied
 values are ranked and returned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +27,30 @@ from saetool.core.ops.pairs import Pairs
 
 BLOCK = 2**23
 """Values in a block, about: 16 MB in bfloat16, 32 MB in float32. Smaller ones slow the product down."""
+CUDA_BLOCK = 2**27
+"""The same on a CUDA device: a block costs the host some ten launches and a wait, the device must outlast them."""
 ROUND_UP = 1 + 2.0**-7
 """A positive float32 times this, rounded to bfloat16, is not below what it was (unit roundoff 2⁻⁸)."""
 
 
+@contextmanager
+def _float32_sums() -> Iterator[None]:
+    """CUDA's bfloat16 products keep their partial sums in float32, as γ assumes; unasked, they may round them."""
+    matmul = torch.backends.cuda.matmul
+    allowed = matmul.allow_bf16_reduced_precision_reduction
+    split = getattr(matmul, "allow_bf16_reduced_precision_reduction_split_k", None)  # not every torch tells them apart
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = allowed if split is None else (allowed, split)
+
+
+def _block(device: torch.device) -> int:
+    return CUDA_BLOCK if device.type == "cuda" else BLOCK
+
+
+@_float32_sums()
 def batch_topk(
     x: Float[Tensor, "n d"],
     encoder: Float[Tensor, "d_sae d"],
@@ -70,7 +91,7 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
     n, d_sae = len(x), len(encoder)
     screened = kernels != "float32"
     left = _lengthen_rows(x) if screened else x
-    step = min(max(BLOCK // n, 1), d_sae)
+    step = min(max(_block(x.device) // n, 1), d_sae)
     product = torch.empty(step, n, dtype=left.dtype, device=x.device)
     lengthened = left.new_empty(step, left.shape[1]) if screened else None
     mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
@@ -84,7 +105,7 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
             _lengthen_latents(block, b, lengthened[: len(block)])
             torch.mm(lengthened[: len(block)], left.T, out=out)
             at = _compact(out, floor, kernels, mask[: len(block)])
-            p = _dots(x, at % n, block, at // n) + b[at // n]
+            p = _dots(x, at % n, block, at // n, kernels) + b[at // n]
         else:
             # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
             torch.mm(block, left.T, out=out)
@@ -105,12 +126,19 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
     return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
 
 
-def _compact(product: Float[Tensor, "a b"], floor: float, kernels: str, mask: Tensor) -> Int[Tensor, " survivors"]:
-    """Flat positions, ascending, where the bfloat16 ``product`` ≥ ``floor`` and > 0; ``mask`` is overwritten."""
+def _compact(
+    product: Float[Tensor, "a b"], floor: float | Float[Tensor, " a"], kernels: str, mask: Tensor | None = None
+) -> Int[Tensor, " survivors"]:
+    """Flat positions, ascending, where ``product`` ≥ ``floor`` and > 0; the floor may differ by row.
+
+    With one floor the product is bfloat16; ``mask`` is then scratch memory of its shape.
+    """
     if kernels == "triton":
         from saetool.core.ops import triton
 
         return triton.compact(product, floor)
+    if isinstance(floor, Tensor):
+        return _positions(((product >= floor[:, None]) & (product > 0)).view(-1))
     # The order of positive bfloat16 numbers is that of their bits, which compare faster; 1 is the smallest of them.
     bits = int(torch.tensor(floor, dtype=torch.bfloat16).view(torch.int16))
     return _positions(torch.ge(product.view(torch.int16), max(bits, 1), out=mask).view(-1))
@@ -153,6 +181,7 @@ def _lengthen_latents(
     return wide
 
 
+@_float32_sums()
 def topk(
     x: Float[Tensor, "n d"],
     encoder: Float[Tensor, "d_sae d"],
@@ -170,7 +199,7 @@ def topk(
         d = x.shape[1]
         bounds = left[:, d : d + 2].float() @ right[:, d : d + 2].float().amax(0)
         slack = 2 * bounds + 2.0**-13 * bias.abs().max()
-    step = max(BLOCK // d_sae, 512)
+    step = max(_block(x.device) // d_sae, 512)
     parts = []
     for start in range(0, n, step):
         rows = x[start : start + step]
@@ -181,9 +210,9 @@ def topk(
         else:
             product = torch.addmm(bias, rows, encoder.T)
             floor = _kth_group_maximum(product, k).clamp_min(0)
-        at = _positions(((product >= floor[:, None]) & (product > 0)).view(-1))
+        at = _compact(product, floor, kernels)
         row, latent = at // d_sae, at % d_sae
-        p = product.view(-1)[at] if not screened else _dots(rows, row, encoder, latent) + bias[latent]
+        p = product.view(-1)[at] if not screened else _dots(rows, row, encoder, latent, kernels) + bias[latent]
         keep = _largest_of_rows(row, p, len(rows), k)
         parts.append((row[keep] + start, latent[keep], p[keep]))
     row, latent, value = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -211,8 +240,12 @@ def _largest_of_rows(row: Tensor, p: Tensor, n: int, k: int) -> Tensor:
     return chosen[row, column] & (p > 0)
 
 
-def _dots(x: Tensor, rows: Tensor, directions: Tensor, latents: Tensor) -> Tensor:
+def _dots(x: Tensor, rows: Tensor, directions: Tensor, latents: Tensor, kernels: str = "auto") -> Tensor:
     """x[row] · directions[latent] for each pair, without the two gathered matrices."""
+    if kernels == "triton":
+        from saetool.core.ops import triton
+
+        return triton.dots(x, rows, directions, latents)
     if not len(rows):
         return x.new_zeros(0)
     starts = rows.new_zeros(0)

@@ -26,7 +26,9 @@ class Pairs:
     @cached_property
     def by_row(self) -> Int[Tensor, " pairs"]:
         """The permutation that sorts the pairs by row, latents ascending within."""
-        return torch.argsort(self.rows, stable=True)
+        # A radix sort passes once for each byte of its keys: two take a third of the time of eight.
+        keys = self.rows.short() if self.n_rows <= 2**15 else self.rows.int()
+        return torch.argsort(keys, stable=True)
 
     @cached_property
     def row_starts(self) -> Int[Tensor, " n"]:
@@ -39,7 +41,7 @@ class Pairs:
 
     def firings(self) -> Int[Tensor, " d_sae"]:
         """Pairs of each latent."""
-        return torch.bincount(self.latents, minlength=self.n_latents)
+        return _counts(self.latents, self.n_latents)
 
     def subset(self, keep: Bool[Tensor, " pairs"] | slice, values: Float[Tensor, " kept"] | None = None) -> "Pairs":
         """Some of the pairs, in the same order."""
@@ -59,5 +61,10 @@ def from_dense(z: Float[Tensor, "n d_sae"]) -> Pairs:
 
 
 def _starts(keys: Tensor, n: int) -> Tensor:
-    counts = torch.bincount(keys, minlength=n)
+    counts = _counts(keys, n)
     return counts.cumsum(0) - counts
+
+
+def _counts(keys: Tensor, n: int) -> Tensor:
+    # torch.bincount looks for the largest key first, for which a CUDA device must be waited for.
+    return keys.new_zeros(n).scatter_add_(0, keys, torch.ones_like(keys))
