@@ -262,7 +262,7 @@ class DecoderCosine:
     """Rows whose cosines with all others were taken: all, or an evenly spaced part of a large dictionary."""
 
 
-def decoder_cosine(sae: SAE, most_rows: int = 4096, chunk: int = 512) -> DecoderCosine:
+def decoder_cosine(sae: SAE, most_rows: int = 2048, chunk: int = 512) -> DecoderCosine:
     """Mean |cos| over pairs of different decoder rows; zero rows are left out.
 
     Above ``most_rows`` latents the pairs are those of ``most_rows`` evenly spaced rows with all others: the cost of

@@ -1,6 +1,6 @@
 """Tokens per second of the evaluation from a cache beside the encoder's matrix product alone, on the same rows.
 
-    python tests/bench/bench_eval.py [--d 768] [--latents 1536,6144,24576] [--k 32] [--rows 16384] [--device cpu]
+    python tests/bench/bench_eval.py [--d 768] [--latents 1536,6144,24576] [--k 32] [--rows 65536] [--device cpu]
 
 Random SAEs with a threshold at which about k latents are active, on random rows in bfloat16; both run in turns.
 """
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--latents", default="1536,6144,24576")
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=16_384)
+    parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=EvalConfig.batch_size)
     parser.add_argument("--rounds", type=int, default=3)
