@@ -199,12 +199,16 @@ RECIPES = {
 class ThresholdConfig:
     """``saetool threshold``."""
 
+    method: str = "mean-min"
+    """The paper's eq. 8."""
     batches: int = 100
     """Batches of the train split whose minima are averaged (the paper does not say how many)."""
     batch_size: int | None = None
     """Tokens per batch; None: what the SAE was trained with."""
     fallback_batch_size: int = 4096
     """For an SAE that does not say."""
+    precision: float = 0.05
+    """Largest standard error of θ as a share of θ; from more the result is refused."""
     seed: int = 0
 
 
@@ -213,11 +217,11 @@ class EvalConfig:
     """``saetool eval``."""
 
     split: str = "heldout"
-    batch_size: int = 4096
-    """Tokens per batch; changes no result."""
+    batch_size: int = 512
+    """Tokens per batch; changes no result. On a CPU 512 keep the activations of a batch in its cache."""
     ce_tokens: int = 16_384
     """Tokens for the cross-entropies: one forward pass clean, two ablated, one per SAE."""
-    ce_contexts: int = 16
+    ce_contexts: int = 8
     """Contexts per forward pass."""
     dtype: str = "bf16"
     """Of the language model."""

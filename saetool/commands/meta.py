@@ -88,7 +88,15 @@ def meta(
         "width": parent.sae.d_in,
         "parent_sha256": parent.sha256,
     }
-    facts = {"value": payload["threshold"], "n_batches": trained.estimate.n_batches, "asked_l0": k}
+    one = trained.estimate.n_batches == 1
+    facts = {
+        "method": "mean-min",
+        "value": payload["threshold"],
+        "standard_error": trained.estimate.standard_error,
+        "standard_error_from": "200 resamples of the rows" if one else "batches",
+        "n_batches": trained.estimate.n_batches,
+        "asked_l0": k,
+    }
     header = plan.header(
         config={**plan.options, **sae_files.config_of(trained.sae), "hook": "decoder", "threshold": facts},
         model=site,

@@ -1,22 +1,38 @@
-"""Quality of SAEs: reconstruction and sparsity from a cache, and cross-entropy with x̂ in the model's place.
+"""Quality of SAEs from a cache alone: no model runs.
 
-Many SAEs share one read of the cache, and one clean forward pass per batch of contexts.
+Many SAEs share one pass over the rows (after a light one for their mean). What is kept of the rows are sums: by
+document, for intervals, and where asked for by position in the context and by token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.artifacts.cache import Cache
-from saetool.core.metrics import Quality, QualitySums, density_histogram
+from saetool.core import sparse
+from saetool.core.bootstrap import Interval, intervals
+from saetool.core.metrics import (
+    COLUMNS,
+    DecoderCosine,
+    Moments,
+    Quality,
+    QualitySums,
+    Ratios,
+    RecoveryBound,
+    decoder_cosine,
+    density_histogram,
+    ratios,
+    recovery_bound,
+)
 from saetool.core.sae import SAE
-from saetool.engines.model import LanguageModel
-from saetool.engines.reader import Reader
-from saetool.engines.source import Site, logits_with
 from saetool.errors import ArtifactError
+
+BREAKDOWNS = ("position", "token")
+SEED = 0
+"""Of the bootstrap: the same documents are drawn for every SAE, so that their intervals can be compared."""
 
 
 @dataclass(frozen=True)
@@ -27,115 +43,118 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """One SAE's quality on the tokens read, and the histogram of log10 firing frequencies."""
+class Breakdown:
+    """Metrics by position in the context or by token id; groups without a token are left out."""
 
-    quality: Quality
-    density_edges: list[float]
-    density_counts: list[int]
-    n_tokens: int
+    ids: list[int]
+    n: list[int]
+    """Tokens of each."""
+    metrics: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """Mean next-token loss (nats) at the cached positions; ablation and splicing act at those positions alone.
+class Reconstruction:
+    """One SAE's quality on the tokens read."""
 
-    ``ce_loss_score_*`` = (ablated − spliced) / (ablated − clean): 1 is perfect, 0 as bad as the ablation.
-    """
-
+    quality: Quality
+    intervals: dict[str, Interval]
+    """95% of the metrics that are functions of sums by document; empty if there is one document only."""
+    decoder: DecoderCosine
+    bound: RecoveryBound
+    density_edges: list[float]
+    density_counts: list[int]
+    """Histogram of log10 of the firing frequencies."""
+    breakdowns: dict[str, Breakdown]
     n_tokens: int
-    ce_loss_without_sae: float
-    ce_loss_with_sae: float
-    ce_loss_with_zero_ablation: float
-    ce_loss_with_mean_ablation: float
-    """Ablated to the mean activation of the cache's train split."""
-    ce_loss_score_zero: float
-    ce_loss_score_mean: float
+    n_documents: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a split, all of one shard."""
+
+    acts: Float[Tensor, "n d_in"]
+    """float32, on the device."""
+    documents: Int[Tensor, " n"]
+    positions: Int[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+
+
+def rows(cache: Cache, split: str, size: int, limit: int | None, device: str) -> Iterator[Rows]:
+    """The rows of ``split`` (the first ``limit``) in stored order, at most ``size`` at a time."""
+    left = cache.rows(split) if limit is None else limit
+    for tensors in cache.iter_split(split):
+        n = min(len(tensors["acts"]), left)
+        left -= n
+        for start in range(0, n, size):
+            part = slice(start, min(start + size, n))
+            yield Rows(
+                tensors["acts"][part].to(device, torch.float32),
+                *(tensors[name][part].long() for name in ("documents", "positions", "tokens")),
+            )
 
 
 @torch.no_grad()
 def reconstruct(
-    saes: Sequence[SAE], reader: Reader, batch_size: int, limit: int | None = None
-) -> Iterator[Read | list[Reconstruction]]:
-    """Evaluate ``saes`` on the rows of ``reader`` in stored order (at most ``limit``); the last event is the result."""
-    total, n = torch.zeros(reader.d_in, dtype=torch.float64), 0
-    for x in reader.sequential(batch_size, limit):
-        total += x.double().sum(0).cpu()
-        n += len(x)
-    sums = [QualitySums(sae.d_in, sae.d_sae, total / n) for sae in saes]
-    for x in reader.sequential(batch_size, limit):
-        for sae, mine in zip(saes, sums, strict=True):
-            z = sae.encode(x)
-            mine.add(x, z, sae.decode(z))
-        yield Read(len(x))
-    yield [Reconstruction(s.result(), *density_histogram(s.fired, s.n), s.n) for s in sums]
-
-
-@dataclass(frozen=True)
-class Contexts:
-    """Token ids as the model saw them, and which positions have a row in the cache."""
-
-    ids: Int[Tensor, "n_contexts ctx_len"]
-    cached: Bool[Tensor, "n_contexts ctx_len"]
-    """The other positions hold BOS or a special token whose row was dropped."""
-
-
-def contexts(cache: Cache, split: str, n_tokens: int) -> Contexts:
-    """The first whole contexts of ``split``, about ``n_tokens`` tokens. Raises ``ArtifactError`` if there are none."""
-    ids = cache.input_ids(split).long()
-    positions, numbers = cache.row_tensor(split, "positions").long(), cache.row_tensor(split, "contexts").long()
-    cached = torch.zeros(ids.shape, dtype=torch.bool)
-    cached[numbers - cache.first_context(split), positions] = True
-    whole = (ids >= 0).all(dim=1)
-    ids, cached = ids[whole], cached[whole]
-    if not len(ids):
-        raise ArtifactError(f"{cache.path}: its {split} split has no whole context", "cache more text")
-    n = max(n_tokens // ids.shape[1], 1)
-    return Contexts(ids[:n], cached[:n])
-
-
-@torch.no_grad()
-def cross_entropy(
-    lm: LanguageModel,
-    site: Site,
     saes: Sequence[SAE],
-    data: Contexts,
-    mean: Float[Tensor, " d_in"],
+    cache: Cache,
+    split: str,
     batch_size: int,
-) -> Iterator[Read | list[CrossEntropy]]:
-    """CE of ``lm`` clean, ablated at ``site``, and with each SAE's x̂ there; ``batch_size`` in contexts."""
-    variants: list[Callable[[Tensor], Tensor] | None] = [None, torch.zeros_like, lambda a: mean.to(a).expand_as(a)]
-    variants += [_reconstructor(sae) for sae in saes]
-    totals, n = torch.zeros(len(variants), dtype=torch.float64), 0
-    device = next(lm.model.parameters()).device
-    for ids, cached in zip(data.ids.split(batch_size), data.cached.split(batch_size), strict=True):
-        ids, cached = ids.to(device), cached.to(device)
-        counted = cached[:, :-1]
-        for i, variant in enumerate(variants):
-            replace = None if variant is None else _at(cached, variant)
-            logits = logits_with(lm, site, ids, replace)[:, :-1][counted]
-            loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][counted], reduction="sum")
-            totals[i] += loss.double().cpu()
-        n += int(counted.sum())
-        yield Read(int(counted.sum()))
-    clean, zero, ablated, *spliced = (totals / n).tolist()
-    yield [
-        CrossEntropy(n, clean, ce, zero, ablated, _score(zero, ce, clean), _score(ablated, ce, clean)) for ce in spliced
-    ]
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    by: Sequence[str] = (),
+) -> Iterator[Read | list[Reconstruction]]:
+    """Evaluate ``saes`` on the rows of ``split`` (the first ``limit``); the last event is the result."""
+    shift = cache.moments()["mean"]
+    moments = Moments(shift.to("cpu" if device == "mps" else device))  # mps has no float64
+    seen, last_token, last_position = [], 0, 0
+    for part in rows(cache, split, batch_size, limit, device):
+        moments.add(part.acts)
+        seen.append(part.documents.unique())
+        last_token, last_position = (
+            max(last_token, int(part.tokens.max())),
+            max(last_position, int(part.positions.max())),
+        )
+    if not moments.n:
+        raise ArtifactError(f"{cache.path}: its {split} split is empty", "cache more text")
+    documents = torch.cat(seen).unique()
+    sizes = {"document": len(documents), "position": last_position + 1, "token": last_token + 1}
+    groups = {name: sizes[name] for name in ("document", *by)}
+    sums = [QualitySums(sae.d_sae, moments, groups) for sae in saes]
+    for part in rows(cache, split, batch_size, limit, device):
+        numbers = {
+            "document": torch.searchsorted(documents, part.documents),
+            "position": part.positions,
+            "token": part.tokens,
+        }
+        for sae, mine in zip(saes, sums, strict=True):
+            codes = sparse.encode(sae, part.acts)
+            mine.add(part.acts, codes, sparse.decode(sae, codes), numbers)
+        yield Read(len(part.acts))
+    yield [_result(sae, mine, by) for sae, mine in zip(saes, sums, strict=True)]
 
 
-def _score(ablated: float, spliced: float, clean: float) -> float:
-    return (ablated - spliced) / (ablated - clean) if ablated != clean else float("nan")
+def _result(sae: SAE, sums: QualitySums, by: Sequence[str]) -> Reconstruction:
+    quality = sums.result()
+    generator = torch.Generator().manual_seed(SEED)
+    found = intervals(sums.by["document"], lambda s: ratios(s, sae.d_in)._asdict(), generator)
+    alive = sae.d_sae - quality.dead
+    return Reconstruction(
+        quality=quality,
+        intervals=found,
+        decoder=decoder_cosine(sae),
+        bound=recovery_bound(sae.d_in, quality.l0, alive),
+        **dict(zip(("density_edges", "density_counts"), density_histogram(sums.fired, sums.n), strict=True)),
+        breakdowns={name: _breakdown(sums.by[name].cpu(), sae.d_in) for name in by},
+        n_tokens=sums.n,
+        n_documents=len(sums.by["document"]),
+    )
 
 
-def _reconstructor(sae: SAE) -> Callable[[Tensor], Tensor]:
-    def replace(acts: Tensor) -> Tensor:
-        x = acts.reshape(-1, acts.shape[-1]).float()
-        return sae.decode(sae.encode(x)).reshape(acts.shape).to(acts.dtype)
-
-    return replace
-
-
-def _at(cached: Tensor, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``function`` at the cached positions, the model's own activations elsewhere."""
-    return lambda acts: torch.where(cached[..., None], function(acts), acts)
+def _breakdown(sums: Float[Tensor, "groups columns"], d_in: int) -> Breakdown:
+    ids = (sums[:, COLUMNS.index("n")] > 0).nonzero().squeeze(1)
+    found: Ratios = ratios(sums[ids], d_in)
+    n = [int(v) for v in sums[ids, COLUMNS.index("n")]]
+    wanted = ("l0", "l1", "mse", "explained_variance", "cossim")
+    return Breakdown(ids.tolist(), n, {name: getattr(found, name).tolist() for name in wanted})

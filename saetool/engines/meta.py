@@ -8,13 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.config import MetaConfig, TrainConfig
+from saetool.core import sparse
 from saetool.core.sae import SAE
+from saetool.core.threshold import Estimate, mean_min, resampling_error, with_threshold
 from saetool.engines import recipe
 from saetool.engines import threshold as thresholds
 from saetool.engines import train as trainer
 from saetool.engines.reader import Order
 from saetool.engines.trainee import Trainee
 from saetool.errors import ConfigError
+
+RESAMPLING_FLOOR = 0.5
+"""The cut of a resample of the rows is looked for above this share of the rows' own cut."""
 
 
 class RowBatches:
@@ -36,7 +41,7 @@ class Trained:
     """A trained meta-SAE with its threshold."""
 
     sae: SAE
-    estimate: thresholds.Estimate
+    estimate: Estimate
 
 
 def training_config(config: MetaConfig, n_rows: int, d_in: int) -> TrainConfig:
@@ -72,15 +77,29 @@ def train(rows: Float[Tensor, "n d"], config: TrainConfig, *, device: str) -> It
         if isinstance(event, trainer.Tick):
             yield event
     sae = trainee.sae()
-    plain = RowBatches(rows, seed=config.seed)
-    n_batches = 1 if config.batch_size >= plain.n_rows else 2 * -(-plain.n_rows // config.batch_size)
-    minima = thresholds.batch_minima(replace(sae, threshold=None), plain, config.batch_size, n_batches)
-    estimate = thresholds.mean_min([b.minimum for b in minima])
-    yield Trained(thresholds.with_threshold(sae, below(estimate)), estimate)
+    estimate = _estimate(replace(sae, threshold=None), RowBatches(rows, seed=config.seed), config)
+    yield Trained(with_threshold(sae, below(estimate)), estimate)
 
 
-def below(estimate: thresholds.Estimate) -> float:
+def _estimate(sae: SAE, rows: RowBatches, config: TrainConfig) -> Estimate:
+    """θ from two epochs of batches; where one batch is all the rows, its error comes from resampling them."""
+    assert config.k is not None
+    whole = config.batch_size >= rows.n_rows
+    n_batches = 1 if whole else 2 * -(-rows.n_rows // config.batch_size)
+    found = thresholds.batch_minima(sae, rows, config.batch_size, n_batches, config.k)
+    estimate = mean_min([batch.minimum for batch in found])
+    if not whole:
+        return estimate
+    assert estimate.value is not None
+    p = sae.pre_activations(rows.batch(0, config.batch_size))
+    pool = sparse.above(p, torch.tensor(RESAMPLING_FLOOR * estimate.value, dtype=p.dtype))
+    error = resampling_error(pool, config.k, torch.Generator().manual_seed(config.seed))
+    return replace(estimate, standard_error=error, relative_error=error / estimate.value)
+
+
+def below(estimate: Estimate) -> float:
     """θ for strict ``>``: with one batch the minimum itself must stay in, so θ is the next smaller float32."""
+    assert estimate.value is not None
     if estimate.n_batches > 1:
         return estimate.value
     value = torch.tensor(estimate.value, dtype=torch.float32)

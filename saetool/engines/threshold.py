@@ -1,22 +1,22 @@
-"""The inference threshold of a BatchTopK SAE, and what it gives.
+"""The inference threshold of an SAE from batches of activations, and what it gives.
 
-    θ = mean over batches of min { z : z kept by BatchTopK in the batch, z > 0 }       (eq. 8, arXiv 2502.04878)
-
-Batches are as in training: same size, shuffled rows of the train split. A batch in which nothing is kept has no
-minimum and is left out.
+Batches are as in training: same size, shuffled rows of the train split, no row twice.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from saetool.core import activations
-from saetool.core.metrics import QualitySums
+from saetool.core import sparse
 from saetool.core.sae import SAE
-from saetool.errors import ConfigError
+from saetool.core.threshold import Pool, smallest_kept
+
+HINT = 0.8
+"""A batch's cut is looked for above this share of the last one's first."""
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """θ and how well it is known."""
-
-    value: float
-    n_batches: int
-    """Batches with a minimum."""
-    standard_error: float
-    """sd of the minima / √n_batches."""
-    minima: list[float]
-
-
-@dataclass(frozen=True)
 class Check:
-    """What a threshold gives on one set of tokens."""
+    """What a threshold gives on one set of tokens, beside BatchTopK's selection over the same batches."""
 
+    n_tokens: int
     l0: float
+    l0_standard_error: float
+    """sd of the batches' L0 / √batches."""
     explained_variance: float
     explained_variance_batch: float
-    """The same with the training-time selection over batches in place of the threshold."""
-    n_tokens: int
+    """The same with the selection over batches in place of the threshold."""
 
 
 class Batches(Protocol):
@@ -58,45 +48,70 @@ class Batches(Protocol):
 
 
 @torch.no_grad()
-def batch_minima(sae: SAE, reader: Batches, batch_size: int, n_batches: int) -> Iterator[Batch]:
-    """The minimum positive kept activation of each of ``n_batches`` batches."""
-    if sae.k is None:
-        raise ConfigError(f"a {sae.arch} SAE has no k: there is nothing to estimate")
+def batch_minima(sae: SAE, reader: Batches, batch_size: int, n_batches: int, k: float | int) -> Iterator[Batch]:
+    """The minimum positive kept activation of each of ``n_batches`` batches, n·k being kept."""
+    cut = 0.0
     for step in range(n_batches):
-        p = sae.pre_activations(reader.batch(step, batch_size))
-        cut = float(activations.batch_topk_cut(p, sae.k))
-        if cut <= 0:  # fewer than n·k positive values: all of them are kept
-            positive = p[p > 0]
-            cut = float(positive.min()) if positive.numel() else 0.0
+        cut = smallest_kept(sae.pre_activations(reader.batch(step, batch_size)), k, HINT * cut)
         yield Batch(cut if cut > 0 else None)
 
 
-def mean_min(minima: list[float | None]) -> Estimate:
-    """Equation 8 from the batches' minima, in float64. Raises ``ConfigError`` if there is none."""
-    found = torch.tensor([m for m in minima if m is not None], dtype=torch.float64)
-    if not len(found):
-        raise ConfigError("no batch has a positive activation: the SAE is dead on these data")
-    error = float(found.std() / len(found) ** 0.5) if len(found) > 1 else float("nan")
-    return Estimate(float(found.mean()), len(found), error, found.tolist())
+@torch.no_grad()
+def pool(sae: SAE, reader: Batches, batch_size: int, minima: list[float | None]) -> Iterator[Batch | Pool]:
+    """The pairs that matter to a threshold over the batches whose ``minima`` are known; the last event is the pool.
 
-
-def with_threshold(sae: SAE, value: float) -> SAE:
-    """``sae`` with the same θ for every latent: a JumpReLU SAE."""
-    return replace(sae, threshold=torch.full((sae.d_sae,), value, dtype=torch.float32))
+    Values below the smallest minimum are left out: a batch has n·k values at or above its minimum, so all batches
+    together have at least as many as are wanted at or above the smallest one.
+    """
+    smallest = min((m for m in minima if m is not None), default=0.0)
+    floor = max(float(torch.nextafter(torch.tensor(smallest), torch.tensor(-math.inf))), 0.0)
+    values, latents = [], []
+    selected = torch.zeros(sae.d_sae, dtype=torch.int64)
+    for step, minimum in enumerate(minima):
+        p = sae.pre_activations(reader.batch(step, batch_size))
+        codes = sparse.above(p, torch.tensor(floor, dtype=p.dtype, device=p.device))
+        values.append(codes.values.cpu())
+        latents.append(codes.latents.cpu())
+        if minimum is not None:
+            kept = codes.latents[codes.values >= minimum]
+            selected += torch.bincount(kept, minlength=sae.d_sae).cpu()
+        yield Batch(minimum)
+    yield Pool(torch.cat(values), torch.cat(latents), selected, floor)
 
 
 @torch.no_grad()
-def check(sae: SAE, reader: Batches, batch_size: int, limit: int | None = None) -> Check:
+def check(sae: SAE, reader: Batches, batch_size: int, k: float | int, limit: int | None = None) -> Check:
     """L0 and explained variance of ``sae`` (with threshold) over the rows of ``reader``, shuffled into batches."""
-    n_batches = max(min(reader.n_rows, limit or reader.n_rows) // batch_size, 1)
+    assert sae.threshold is not None
     size = min(batch_size, reader.n_rows)
-    mean = torch.stack([reader.batch(step, size).double().mean(0) for step in range(n_batches)]).mean(0).cpu()
-    plain = QualitySums(sae.d_in, sae.d_sae, mean)
-    batched = QualitySums(sae.d_in, sae.d_sae, mean)
+    n_batches = max(min(reader.n_rows, limit or reader.n_rows) // size, 1)
+    floor = sae.threshold.clamp_min(0)
+    counts, cut = [], 0.0
+    error = error_batch = squares = 0.0
+    shift = total = None
     for step in range(n_batches):
         x = reader.batch(step, size)
-        for sums, batch in ((plain, False), (batched, True)):
-            z = sae.encode(x, batch=batch)
-            sums.add(x, z, sae.decode(z))
-    at, before = plain.result(), batched.result()
-    return Check(at.l0, at.explained_variance, before.explained_variance, plain.n)
+        p = sae.pre_activations(x)
+        codes = sparse.above(p, floor)
+        cut = smallest_kept(p, k, HINT * cut)
+        counts.append(len(codes.values) / size)
+        error += _squared(x, sparse.decode(sae, codes))
+        error_batch += _squared(x, sparse.decode(sae, sparse.encode_batch(p, cut)))
+        exact = x.cpu().double()
+        shift = exact.mean(0) if shift is None else shift  # any constant near the mean keeps the difference exact
+        total = (exact - shift).sum(0) + (0 if total is None else total)
+        squares += float((exact - shift).square().sum())
+    assert total is not None
+    variance = squares - float(total.square().sum()) / (n_batches * size)
+    l0 = torch.tensor(counts, dtype=torch.float64)
+    return Check(
+        n_tokens=n_batches * size,
+        l0=float(l0.mean()),
+        l0_standard_error=float(l0.std() / n_batches**0.5) if n_batches > 1 else math.nan,
+        explained_variance=1 - error / variance if variance else math.nan,
+        explained_variance_batch=1 - error_batch / variance if variance else math.nan,
+    )
+
+
+def _squared(x: Tensor, x_hat: Tensor) -> float:
+    return float((x - x_hat).cpu().double().square().sum())

@@ -30,6 +30,17 @@ _TERMS = {
             "Share of the loss an ablation costs that the SAE keeps; ablated: zeros, or the mean activation.",
         ),
         Term("dead", "|{i : z_i = 0 on every evaluated token}|", "Latents that never fired."),
+        Term(
+            "KL", "Σ_v q_v·(log q_v − log p_v)", "q: the model's own predictions; p: with x̂ in place. Mean over tokens."
+        ),
+        Term("c_dec", "mean over pairs i < j of |cos(d_i, d_j)|", "How much decoder rows overlap."),
+        Term(
+            "recovery bound",
+            "K·ln(N/K)",
+            "K: mean L0; N: latents alive. So many measurements (the width d) determine a K-sparse code among N, up to "
+            "a constant that is not known and is taken as 1 here.",
+        ),
+        Term("95% interval", "2.5% to 97.5% of 1000 resamples", "Documents are drawn with replacement."),
         Term("density", "share of tokens with z_i > 0", "How often a latent fires."),
     ),
     h.SAE: (

@@ -32,6 +32,7 @@ _COLUMNS = (
     Column("L0", "active latents per token, mean"),
     Column("MSE", "squared error summed over dimensions, mean over tokens"),
     Column("EV", "explained_variance = 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖²"),
+    Column("EV, 95%", "95% interval of EV, by resampling documents", numeric=False),
     Column("EV, no outliers", "the same over the dimensions whose variance is no outlier"),
     Column("EV, legacy", "explained_variance_legacy = mean over tokens of 1 − ‖x − x̂‖² / ‖x − x̄‖²"),
     Column("FVU", "fraction of variance unexplained = 1 − EV"),
@@ -41,7 +42,11 @@ _COLUMNS = (
     Column("CE mean", "with their mean in their place"),
     Column("CE recovered (zero)", "share of the loss that zeros cost which the SAE keeps"),
     Column("CE recovered (mean)", "share of the loss that the mean costs which the SAE keeps"),
+    Column("KL", "KL divergence of the model's predictions with the reconstruction from its own, nats per token"),
     Column("dead", "latents that never fired on the evaluated tokens"),
+    Column("c_dec", "mean |cosine| of pairs of decoder rows"),
+    Column("K·ln(N/K)", "recovery bound: K the mean L0, N the latents alive, constant 1"),
+    Column("d / bound", "width of the activations over the recovery bound: above 1 is above the bound"),
     Column("autointerp r", "mean correlation of predicted and true activations over the explained latents"),
 )
 
@@ -69,7 +74,7 @@ def quality(run: Run) -> Section | None:
 
 
 def _row(run: Run, sae: dict[str, Any]) -> list[Cell]:
-    m, ce = sae["metrics"], sae.get("ce") or {}
+    m, ce, bound = sae["metrics"], sae.get("ce") or {}, sae.get("recovery_bound") or {}
     artifact = run.found.by_sha.get(sae["sha256"])
     config = artifact.header.config if artifact else {}
     theta = (config.get("threshold") or {}).get("value") if isinstance(config.get("threshold"), dict) else None
@@ -82,6 +87,7 @@ def _row(run: Run, sae: dict[str, Any]) -> list[Cell]:
         num(m.get("l0")),
         num(m.get("mse")),
         num(m.get("explained_variance")),
+        _interval(sae, "explained_variance"),
         num(m.get("explained_variance_no_outliers")),
         num(m.get("explained_variance_legacy")),
         num(m.get("fvu")),
@@ -91,9 +97,18 @@ def _row(run: Run, sae: dict[str, Any]) -> list[Cell]:
         num(ce.get("ce_loss_with_mean_ablation")),
         num(ce.get("ce_loss_score_zero")),
         num(ce.get("ce_loss_score_mean")),
+        num(ce.get("kl_div_with_sae")),
         num(m.get("dead")),
+        num(m.get("c_dec")),
+        num(bound.get("bound")),
+        num(bound.get("ratio")),
         num(autointerp_mean(run, sae["sha256"])),
     ]
+
+
+def _interval(sae: dict[str, Any], name: str) -> Cell:
+    ends = (sae.get("intervals") or {}).get(name)
+    return words(f"{number(ends[0])} to {number(ends[1])}" if ends else ABSENT)
 
 
 def autointerp_mean(run: Run, sha256: str) -> float | None:
@@ -274,7 +289,8 @@ def _minima(run: Run, artifact: Artifact, index: int) -> Figure:
     plot.points([i for i, v in enumerate(minima) if v is not None], defined(minima), n)
     plot.remember(artifact.name, list(range(len(minima))), minima, "batch", list(range(len(minima))))
     if value is not None:
-        plot.horizontal(value, f"θ = mean = {number(value)}", rule="rule2")
+        mean_ = " = mean" if facts.get("method", "mean-min") == "mean-min" else ""
+        plot.horizontal(value, f"θ{mean_} = {number(value)}", rule="rule2")
     title = f"Threshold estimate of {artifact.name}"
     said = [f"{len(defined(minima))} batches of {number(facts.get('batch_size'))} tokens."]
     if facts.get("standard_error") is not None:

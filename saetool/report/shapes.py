@@ -42,6 +42,8 @@ EVAL = {
             "metrics": Each(NUMBER),
             "density": Maybe({"log10_edges": [(int, float)], "counts": [(int, float)]}),
             "ce": Maybe(Each(NUMBER)),
+            "intervals": Maybe(Each([(int, float)])),
+            "recovery_bound": Maybe(Each(NUMBER)),
         }
     ],
 }

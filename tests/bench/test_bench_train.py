@@ -11,7 +11,8 @@ from train_evaluator import Quality, encode, evaluate
 from train_subjects import FLOORS, SAETOOL, SPEED, Child, available
 
 from saetool.config import TrainConfig
-from saetool.engines.train import Trainee, resolve
+from saetool.engines.recipe import resolve
+from saetool.engines.trainee import Trainee
 
 
 def planted(d: int = 8, n: int = 64) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
