@@ -53,7 +53,7 @@ def threshold(
     check_site(loaded, cache, console)
     size = batch_size or int(loaded.header.config.get("batch_size", ThresholdConfig.fallback_batch_size))
     size = min(size, cache.rows(TRAIN))
-    target = out or Path("-" if str(sae) == "-" else sae.with_name(f"{sae.stem}-threshold.st"))
+    target = out or (Path("-") if str(sae) == "-" else sae_files.beside(sae, "threshold"))
     plan = h.Plan(
         "threshold",
         h.SAE,

@@ -4,6 +4,9 @@
     z  = activation(p)                        relu | topk | batchtopk | jumprelu (core/activations.py)
     x̂  = z W_dec + b_dec
 
+An SAE trained on inputs that were normalised token by token (``normalization``, core/normalization.py) is given the
+raw x all the same: encode normalises it, decode undoes that. No weights can hold such a step, so it is not folded.
+
 At inference a BatchTopK SAE with a ``threshold`` is a JumpReLU SAE (eq. 8 of Leask et al., arXiv 2502.04878):
 z = p · 1[p > θ]. Tensor names and orientation are SAELens'.
 """
@@ -17,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.core import activations
+from saetool.core.normalization import NORMALIZATIONS, normalize, restore
 from saetool.errors import ConfigError
 
 ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu")
@@ -38,6 +42,8 @@ class SAE:
     """Active latents per token, for topk and batchtopk."""
     subtract_b_dec: bool = True
     """Whether b_dec is subtracted from the input before the encoder."""
+    normalization: str = "none"
+    """What is done to each token before the encoder and undone after the decoder: one of ``NORMALIZATIONS``."""
 
     @property
     def d_in(self) -> int:
@@ -65,7 +71,8 @@ class SAE:
         )
 
     def pre_activations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """p = (x − [c] b_dec) W_enc + b_enc."""
+        """p = (x − [c] b_dec) W_enc + b_enc, of the normalised x."""
+        x = normalize(x, self.normalization)
         if self.subtract_b_dec:
             x = x - self.b_dec
         return torch.addmm(self.b_enc, x, self.W_enc)
@@ -93,13 +100,29 @@ class SAE:
                     "estimate one first: saetool threshold SAE.st -o SAE.threshold.st",
                 )
 
-    def decode(self, z: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
-        """x̂ = z W_dec + b_dec."""
-        return torch.addmm(self.b_dec, z, self.W_dec)
+    def decode(self, z: Float[Tensor, "n d_sae"], x: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
+        """x̂ = z W_dec + b_dec; an SAE that normalises each token needs its input ``x`` to undo that."""
+        if self.normalization == "none":
+            return torch.addmm(self.b_dec, z, self.W_dec)
+        if x is None:
+            raise ConfigError(
+                f"an SAE with {self.normalization} normalisation cannot decode without the input",
+                "its reconstruction depends on the mean and scale of each token",
+            )
+        return restore(torch.addmm(self.b_dec, z, self.W_dec), x, self.normalization)
 
     def _k(self) -> int:
         assert self.k is not None
         return self.k
+
+
+def require_plain(sae: SAE, what: str) -> None:
+    """Raise ``ConfigError`` if ``sae`` normalises each token: ``what`` needs x̂ to be linear in z."""
+    if sae.normalization != "none":
+        raise ConfigError(
+            f"{what} needs decoders that add up, and an SAE with {sae.normalization} normalisation rescales each token",
+            "use an SAE trained without it; cosines of its decoder rows, eval and autointerp work as they are",
+        )
 
 
 def fold_scale(sae: SAE, scale: float) -> SAE:
@@ -181,5 +204,7 @@ def check(sae: SAE, where: str) -> None:
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         if not math.isfinite(float(getattr(sae, name).abs().max())):
             raise ConfigError(f"{where}: {name} holds NaN or infinity")
+    if sae.normalization not in NORMALIZATIONS:
+        raise ConfigError(f"{where}: input normalisation {sae.normalization!r} is unknown")
     if sae.inference in ("topk", "batchtopk") and not (sae.k and 1 <= sae.k <= sae.d_sae):
         raise ConfigError(f"{where}: k={sae.k} with {sae.d_sae} latents")

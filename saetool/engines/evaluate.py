@@ -66,7 +66,7 @@ def reconstruct(
     for x in reader.sequential(batch_size, limit):
         for sae, mine in zip(saes, sums, strict=True):
             z = sae.encode(x)
-            mine.add(x, z, sae.decode(z))
+            mine.add(x, z, sae.decode(z, x))
         yield Read(len(x))
     yield [Reconstruction(s.result(), *density_histogram(s.fired, s.n), s.n) for s in sums]
 
@@ -131,7 +131,7 @@ def _score(ablated: float, spliced: float, clean: float) -> float:
 def _reconstructor(sae: SAE) -> Callable[[Tensor], Tensor]:
     def replace(acts: Tensor) -> Tensor:
         x = acts.reshape(-1, acts.shape[-1]).float()
-        return sae.decode(sae.encode(x)).reshape(acts.shape).to(acts.dtype)
+        return sae.decode(sae.encode(x), x).reshape(acts.shape).to(acts.dtype)
 
     return replace
 

@@ -97,6 +97,6 @@ def check(sae: SAE, reader: Batches, batch_size: int, limit: int | None = None) 
         x = reader.batch(step, size)
         for sums, batch in ((plain, False), (batched, True)):
             z = sae.encode(x, batch=batch)
-            sums.add(x, z, sae.decode(z))
+            sums.add(x, z, sae.decode(z, x))
     at, before = plain.result(), batched.result()
     return Check(at.l0, at.explained_variance, before.explained_variance, plain.n)
