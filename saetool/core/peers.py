@@ -40,7 +40,7 @@ def _keep_largest(scores: Tensor, k: int) -> Tensor:
     return mask.scatter(1, torch.sort(scores, dim=1, descending=True).indices[:, :k], 1.0)
 
 
-def _keep_largest_of_batch(scores: Tensor, k: float) -> Tensor:
+def _keep_largest_of_batch(scores: Tensor, k: float | int) -> Tensor:
     """1 at the n·k largest entries of the whole matrix."""
     order = torch.sort(scores.flatten(), descending=True).indices
     mask = torch.zeros_like(scores).flatten()
@@ -65,7 +65,7 @@ def saelens(
     architecture: str,
     apply_b_dec_to_input: bool,
     normalize_activations: str = "none",
-    k: float | None = None,
+    k: float | int | None = None,
     rescale_acts_by_decoder_norm: bool = False,
     whole_batch: bool = False,
 ) -> Coded:

@@ -6,6 +6,7 @@ nothing). A latent whose pre-activation is at its threshold within rounding may 
 rows are counted and left out.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,8 @@ class Proof:
     def holds(self) -> bool:
         """Whether both differences are within ``TOLERANCE``, most rows were compared and something fired."""
         return (
-            self.rows_at_threshold <= ROWS // 8
+            math.isfinite(self.max_difference_z + self.max_difference_x_hat)
+            and self.rows_at_threshold <= ROWS // 8
             and self.active > 0
             and self.max_difference_z <= TOLERANCE * max(self.largest_z, 1.0)
             and self.max_difference_x_hat <= TOLERANCE * max(self.largest_x_hat, 1.0)
@@ -94,8 +96,8 @@ def prove(sae: SAE, other: Callable[[Tensor], tuple[Tensor, Tensor]], *, batch: 
         scale=scale,
         max_difference_z=_largest(z[same] - z_other[same]),
         max_difference_x_hat=_largest(x_hat[same] - x_hat_other[same]),
-        largest_z=_largest(z_other[same]),
-        largest_x_hat=_largest(x_hat_other[same]),
+        largest_z=_largest(z[same]),
+        largest_x_hat=_largest(x_hat[same]),
         precision=str(x.dtype).removeprefix("torch."),
     )
 

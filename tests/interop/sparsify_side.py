@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from data import D, F, K, STEPS, batches, inputs, read_probe, write_answer, write_probe
+from data import STEPS, D, F, K, batches, inputs, read_probe, write_answer, write_probe
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 
