@@ -64,7 +64,7 @@ def convert(
     quiet: Quiet = False,
     debug: DebugFlag = False,
 ) -> None:
-    """Convert an SAE of another library to a .st file, or, with --to, any SAE to another library's folder.
+    """Read another library's SAE into a .st file; with --to, write any SAE as another library's folder.
 
     Each way is proved: on a fixed probe, that library's own formula and ours give the same activations and
     reconstructions; the largest difference is in the header. What the files do not say is asked for.

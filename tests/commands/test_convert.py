@@ -1,7 +1,10 @@
 """``saetool convert`` and every verb that takes another library's SAE, as a user types them."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,19 @@ def test_threshold_repairs_a_batchtopk_sae_of_saelens_and_goes_back(here: Path) 
     assert config["metadata"]["context_size"] == 128  # what its metadata said before
     weights = load_file(here / "repaired" / "sae_weights.safetensors")
     assert torch.equal(weights["threshold"], after.sae.threshold)
+
+
+def test_the_example_script_repairs_a_threshold(here: Path) -> None:
+    script = Path(__file__).parent.parent.parent / "examples" / "repair_threshold.sh"
+    cache = acts(here)
+    shutil.copytree(BATCHTOPK, here / "theirs")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(script), "theirs/", str(cache)], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = json.loads((here / "theirs-repaired.json").read_text())["saes"]
+    assert abs(after["metrics"]["l0"] - 4) < 0.5 < abs(before["metrics"]["l0"] - 4)
 
 
 def test_verbs_take_folders_where_they_take_files(here: Path) -> None:
