@@ -4,12 +4,14 @@ Where an SAE is read, a folder or file of another library will do, and an ``hf:/
 ``load`` is the one place that knows.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saetool.artifacts import container, hub
 from saetool.artifacts import header as h
+from saetool.core.activations import Pursuit
 from saetool.core.sae import ARCHITECTURES, SAE, check, check_shapes
 from saetool.errors import ArtifactError, ConfigError
 
@@ -56,6 +58,7 @@ def config_of(sae: SAE) -> dict[str, object]:
         "apply_b_dec_to_input": sae.subtract_b_dec,
         "decoder_norm": "unit" if _unit_rows(sae) else "free",
         "input_normalization": sae.normalization,
+        **({"pursuit": dataclasses.asdict(sae.pursuit)} if sae.pursuit else {}),
     }
 
 
@@ -133,10 +136,13 @@ def load(path: Path, asked: "Asked | None" = None) -> SAEFile:
             k=config.get("k"),
             subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)),
             normalization=str(config.get("input_normalization", "none")),
+            pursuit=Pursuit(**config["pursuit"]) if config.get("pursuit") else None,
         )
         check(sae, where)
     except ConfigError as error:
         raise ArtifactError(error.message, "make or copy it again") from None
+    except TypeError:
+        raise ArtifactError(f"{where}: its pursuit {config['pursuit']!r} is damaged", "make or copy it again") from None
     return SAEFile(path.name, sae, header, read.sha256)
 
 

@@ -189,8 +189,10 @@ def _check_ladder(inputs: list[_Look], console: Console) -> None:
 
 
 def _check_mergeable(inputs: list[_Look]) -> None:
+    from saetool.core.sae import RANKED
+
     for i in inputs:
-        if i.inference in ("topk", "batchtopk"):
+        if i.inference in RANKED:
             raise ConfigError(
                 f"{i.name}: latents of a {i.inference} SAE without a threshold cannot be put into another SAE",
                 f"saetool threshold {i.name} -o WITH-THRESHOLD.st, and stitch that",

@@ -107,6 +107,34 @@ def saelens(
     return Coded(acts, out)
 
 
+def saelens_matching_pursuit(
+    t: Tensors,
+    x: Tensor,
+    *,
+    apply_b_dec_to_input: bool,
+    residual_threshold: float,
+    max_iterations: int | None,
+    stop_on_duplicate_support: bool,
+) -> Coded:
+    """matching_pursuit, one row after the other: a tied SAE, so b_dec is added only if it was subtracted."""
+    acts = torch.zeros(len(x), len(t["W_dec"]), dtype=x.dtype)
+    for row, mine in zip(x - t["b_dec"] if apply_b_dec_to_input else x, acts, strict=True):
+        residual, support = row, set()
+        for _ in range(len(row) if max_iterations is None else max_iterations):
+            fits = t["W_dec"] @ residual
+            best = int(torch.argmax(fits))
+            value = max(float(fits[best]), 0.0)
+            mine[best] += value
+            residual = residual - value * t["W_dec"][best]
+            grown = support | ({best} if value > 0 else set())
+            stop = stop_on_duplicate_support and grown == support
+            support = grown
+            if stop or (residual_threshold > 0 and float(residual.square().sum().sqrt()) < residual_threshold):
+                break
+    out = acts @ t["W_dec"]
+    return Coded(acts, out + t["b_dec"] if apply_b_dec_to_input else out)
+
+
 # --- sparsify --------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +142,14 @@ def sparsify_topk(t: Tensors, x: Tensor, *, k: int) -> Coded:
     """relu, then the k largest of each token; b_dec is always subtracted (only transcoders do not)."""
     pre_acts = ((x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]).clamp(min=0)
     acts = pre_acts * _keep_largest(pre_acts, k)
+    return Coded(acts, torch.einsum("nf,fd->nd", acts, t["W_dec"]) + t["b_dec"])
+
+
+def sparsify_groupmax(t: Tensors, x: Tensor, *, k: int) -> Coded:
+    """relu, then the largest of each of k groups of neighbouring latents."""
+    pre_acts = ((x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]).clamp(min=0)
+    groups = pre_acts.reshape(len(x) * k, -1)
+    acts = (groups * _keep_largest(groups, 1)).reshape(pre_acts.shape)
     return Coded(acts, torch.einsum("nf,fd->nd", acts, t["W_dec"]) + t["b_dec"])
 
 

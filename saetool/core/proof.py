@@ -113,9 +113,15 @@ def _same_or_clear(sae: SAE, x: Tensor, z: Tensor, z_other: Tensor, batch: bool)
     differs = (z > 0) != (z_other > 0)
     if not differs.any():
         return torch.ones(len(x), dtype=torch.bool)
+    if sae.inference == "matching_pursuit":
+        return torch.ones(len(x), dtype=torch.bool)  # it has no threshold: every difference counts
     p = sae.pre_activations(x)
     if batch:
         cut = z[z > 0].min() if (z > 0).any() else torch.zeros(())
+    elif sae.inference == "groupmax":
+        cut = (
+            p.relu().unflatten(1, (sae.k, -1)).max(2, keepdim=True).values.expand(-1, -1, sae.d_sae // sae.k).flatten(1)
+        )
     elif sae.inference == "topk":
         assert sae.k is not None
         cut = p.relu().topk(sae.k, dim=1).values[:, -1:]

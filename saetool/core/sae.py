@@ -23,7 +23,11 @@ from saetool.core import activations
 from saetool.core.normalization import NORMALIZATIONS, normalize, restore
 from saetool.errors import ConfigError
 
-ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu")
+ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu", "groupmax", "matching_pursuit")
+
+
+RANKED = ("topk", "batchtopk", "groupmax", "matching_pursuit")
+"""Ways to encode in which a latent's activation depends on the other latents: these cannot be put into another SAE."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,15 @@ class SAE:
     threshold: Float[Tensor, " d_sae"] | None
     """θ of each latent; where present, z = p · 1[p > θ] whatever ``arch`` says."""
     arch: str
-    """How it was trained: batchtopk, topk, relu or jumprelu."""
+    """How it was trained: batchtopk, topk, relu or jumprelu; groupmax and matching_pursuit are other libraries'."""
     k: int | None
-    """Active latents per token, for topk and batchtopk."""
+    """Active latents per token, for topk and batchtopk; groups of latents for groupmax."""
     subtract_b_dec: bool = True
     """Whether b_dec is subtracted from the input before the encoder."""
     normalization: str = "none"
     """What is done to each token before the encoder and undone after the decoder: one of ``NORMALIZATIONS``."""
+    pursuit: activations.Pursuit | None = None
+    """For matching_pursuit, whose W_enc is W_decᵀ and whose encoder is a loop."""
 
     @property
     def d_in(self) -> int:
@@ -83,6 +89,10 @@ class SAE:
         A BatchTopK SAE without a threshold has no such encoding; ``batch=True`` asks for the training-time one,
         which selects among all rows of ``x`` together (so the result depends on the batch).
         """
+        if self.inference == "matching_pursuit":
+            assert self.pursuit is not None
+            x = normalize(x, self.normalization)
+            return activations.matching_pursuit(x - self.b_dec if self.subtract_b_dec else x, self.W_dec, self.pursuit)
         p = self.pre_activations(x)
         if batch and self.arch == "batchtopk":
             return activations.batch_topk(p, self._k())
@@ -92,6 +102,8 @@ class SAE:
                 return activations.jumprelu(p, self.threshold)
             case "topk":
                 return activations.topk(p, self._k())
+            case "groupmax":
+                return activations.groupmax(p, self._k())
             case "relu":
                 return p.relu()
             case _:
@@ -146,7 +158,7 @@ def fold_decoder_norms(sae: SAE) -> SAE:
     so other norms than 1 are refused for topk and batchtopk without a threshold. Zero rows are left as they are.
     """
     norms = sae.W_dec.norm(dim=1)
-    if sae.inference in ("topk", "batchtopk"):
+    if sae.inference in RANKED:
         if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
             raise ConfigError(f"decoder norms of a {sae.inference} SAE cannot be folded: selection would change")
         norms = torch.ones_like(norms)
@@ -206,5 +218,9 @@ def check(sae: SAE, where: str) -> None:
             raise ConfigError(f"{where}: {name} holds NaN or infinity")
     if sae.normalization not in NORMALIZATIONS:
         raise ConfigError(f"{where}: input normalisation {sae.normalization!r} is unknown")
+    if sae.inference == "groupmax" and not (sae.k and sae.k >= 1 and sae.d_sae % sae.k == 0):
+        raise ConfigError(f"{where}: {sae.k} groups of {sae.d_sae} latents")
+    if sae.inference == "matching_pursuit" and not (sae.pursuit and sae.pursuit.max_iterations >= 1):
+        raise ConfigError(f"{where}: a matching pursuit without the number of its steps")
     if sae.inference in ("topk", "batchtopk") and not (sae.k and 1 <= sae.k <= sae.d_sae):
         raise ConfigError(f"{where}: k={sae.k} with {sae.d_sae} latents")

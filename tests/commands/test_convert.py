@@ -181,7 +181,7 @@ def test_a_hook_that_is_nowhere_in_the_files_is_asked_for(here: Path) -> None:
         (["sae.st", "-o", "sae.st", "--to", "saelens"], "is a file"),
         (["sae.st", "-o", "full", "--to", "saelens"], "something else in it"),
         (["sae.st", "-o", "no/x", "--to", "saelens"], "does not exist"),
-        (["sae.st", "-o", "x", "--to", "sparsify"], "knows topk alone"),
+        (["sae.st", "-o", "x", "--to", "sparsify"], "knows topk and groupmax alone"),
         (["acts", "-o", "x.st"], "activation cache where an SAE"),
         (["empty", "-o", "x.st"], "it holds nothing"),
     ],

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -43,12 +44,22 @@ KINDS = {
 }
 
 
+class Buffer:
+    """Batches, with the configuration that their activation buffers have."""
+
+    def __init__(self) -> None:
+        self.config = {"d_submodule": D, "io": "out", "n_ctxs": 100, "ctx_len": 128, "refresh_batch_size": 8}
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return batches()
+
+
 def make(out: Path) -> None:
     for name, (trainer, options) in KINDS.items():
         base = {"steps": STEPS, "activation_dim": D, "dict_size": F, "layer": 8, "lm_name": "EleutherAI/pythia-160m",
                 "device": "cpu", "seed": 0, "submodule_name": "resid_post_layer_8"}  # fmt: skip
         config = {"trainer": trainer, **base, **options}
-        trainSAE(batches(), [config], STEPS, save_dir=str(out / f"run_{name}"), device="cpu")
+        trainSAE(Buffer(), [config], STEPS, save_dir=str(out / f"run_{name}"), device="cpu")
         folder = out / name
         shutil.move(out / f"run_{name}" / "trainer_0", folder)
         shutil.rmtree(out / f"run_{name}")

@@ -40,6 +40,7 @@ from saetool.core.sae import SAE, fold_decoder_norms
 from saetool.errors import ConfigError
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+ELSEWHERE = "--to sparsify holds groupmax SAEs, --to saelens those of matching pursuit"
 
 
 def read(found: Found, asked: Asked) -> Imported:
@@ -228,6 +229,8 @@ def _class_for(sae: SAE, header: h.Header) -> tuple[str, dict[str, Tensor]]:
         assert sae.k is not None
         counts = {"k": torch.tensor(sae.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
         return "AutoEncoderTopK", {**ranked, **counts}
+    if sae.inference in ("groupmax", "matching_pursuit"):
+        raise ConfigError(f"dictionary_learning has no {sae.inference} SAEs", ELSEWHERE)
     if sae.threshold is None:
         raise ConfigError(
             "dictionary_learning would let every positive latent of a BatchTopK SAE without a threshold fire",

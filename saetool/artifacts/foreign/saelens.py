@@ -1,13 +1,15 @@
 """SAELens folders: ``cfg.json`` and ``sae_weights.safetensors``, of version 6 and of the flat configurations before.
 
     standard, gated, topk, abstopk, jumprelu     inference SAEs
+    matching_pursuit                             no encoder of its own: a loop over the decoder
     batchtopk, matryoshka_batchtopk              training checkpoints; saved for inference they say jumprelu
 
 gated becomes a jumprelu SAE (exactly, see ``gated``), abstopk a topk SAE of twice the width (a latent for each sign),
 rescale_acts_by_decoder_norm is folded into unit decoder rows. Transcoders predict another place's activations,
-temporal SAEs read a whole context, and matching pursuit encodes in a loop over its decoder: these are refused.
+temporal SAEs read a whole context: these are refused.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from saetool.artifacts.foreign.imported import (
     whole_k,
 )
 from saetool.core import peers
+from saetool.core.activations import Pursuit
 from saetool.core.sae import SAE
 from saetool.errors import ConfigError
 
@@ -43,7 +46,6 @@ VERSION = "6.54.12"
 _PROVENANCE = "saetool_provenance"
 _NORMALIZATIONS = {"none": "none", "layer_norm": "per_token", "constant_norm_rescale": "per_token_norm"}
 _REFUSED = {
-    "matching_pursuit": "it encodes in a loop over its decoder, and has no encoder weights",
     "temporal": "it reads a whole context with attention, and saetool's verbs read single tokens",
 }
 
@@ -57,6 +59,8 @@ def read(found: Found, asked: Asked) -> Imported:
         raise refuse(found, f"a SAELens {architecture} SAE cannot be read", _REFUSED[architecture])
     if "transcoder" in architecture or "W_skip" in t:
         raise refuse(found, f"a {architecture}, which predicts another place's activations", "saetool reads SAEs")
+    if architecture == "matching_pursuit":
+        return _pursuit(t, config, found, asked)
     if architecture not in ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk"):
         raise refuse(found, f"SAELens architecture {architecture!r} is unknown", "update saetool")
     subtract = bool(setting(config, found, "apply_b_dec_to_input", (bool, int), True))
@@ -91,6 +95,41 @@ def read(found: Found, asked: Asked) -> Imported:
         hook_name=metadata.get("hook_name"),
         hf_hook_name=metadata.get("hf_hook_name"),
         whole_batch=whole,
+    )
+
+
+def _pursuit(t: dict[str, Tensor], config: dict[str, Any], found: Found, asked: Asked) -> Imported:
+    """A matching_pursuit SAE: W_dec and b_dec, which is added back only where it was subtracted."""
+    take(t, found, "W_dec", "b_dec")
+    subtract = bool(setting(config, found, "apply_b_dec_to_input", (bool, int), True))
+    if _normalization(config, asked, found) != "none" or _scale(config, asked, found) is not None:
+        raise refuse(found, "matching pursuit on normalised inputs", "save it for inference in SAELens: it folds")
+    f, d = t["W_dec"].shape
+    shapes(t, found, b_dec=(d,))
+    steps = setting(config, found, "max_iterations", int, None)
+    settings: dict[str, Any] = {
+        "residual_threshold": float(setting(config, found, "residual_threshold", (int, float), 1e-2)),
+        "max_iterations": d if steps is None else steps,
+        "stop_on_duplicate_support": bool(setting(config, found, "stop_on_duplicate_support", bool, True)),
+    }
+    tensors = float32(
+        W_enc=t["W_dec"].T,
+        b_enc=torch.zeros(f),
+        W_dec=t["W_dec"],
+        b_dec=t["b_dec"] if subtract else torch.zeros(d),
+    )
+    sae = SAE(**tensors, threshold=None, arch="matching_pursuit", k=None, subtract_b_dec=subtract,
+              pursuit=Pursuit(**settings))  # fmt: skip
+    settings["apply_b_dec_to_input"] = subtract
+    metadata = config.get("metadata") if isinstance(config.get("metadata"), dict) else {}
+    return Imported(
+        sae=sae,
+        formula=named(peers.saelens_matching_pursuit, **settings),
+        other=exact(t, peers.saelens_matching_pursuit, **settings),
+        settings=config,
+        model=metadata.get("model_name"),
+        hook_name=metadata.get("hook_name"),
+        hf_hook_name=metadata.get("hf_hook_name"),
     )
 
 
@@ -255,7 +294,7 @@ def _in_units(other: Any, scale: float | None) -> Any:
 
 
 def write(sae: SAE, header: h.Header, folder: Path) -> None:
-    """Write ``sae`` as SAELens ``SAE.load_from_disk`` reads it: standard, topk or jumprelu."""
+    """Write ``sae`` as SAELens ``SAE.load_from_disk`` reads it: standard, topk, jumprelu or matching_pursuit."""
     from safetensors.torch import save_file
 
     if sae.inference == "batchtopk":
@@ -263,7 +302,9 @@ def write(sae: SAE, header: h.Header, folder: Path) -> None:
             "SAELens keeps a BatchTopK SAE as jumprelu, and this one has no threshold yet",
             "estimate it: saetool threshold SAE.st -o WITH-THRESHOLD.st, and convert that",
         )
-    architecture = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}[sae.inference]
+    if sae.inference == "groupmax":
+        raise ConfigError("SAELens has no groupmax SAEs", "--to sparsify holds it")
+    architecture = {"relu": "standard"}.get(sae.inference, sae.inference)
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     if sae.threshold is not None:
         tensors["threshold"] = sae.threshold
@@ -280,6 +321,9 @@ def write(sae: SAE, header: h.Header, folder: Path) -> None:
     }
     if architecture == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    if sae.pursuit is not None:
+        config |= dataclasses.asdict(sae.pursuit)
+        tensors = {"W_dec": sae.W_dec, "b_dec": sae.b_dec}
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
 

@@ -2,7 +2,7 @@
 
 W_dec is stored [F, d], not transposed; b_dec is always subtracted from an SAE's input; ``num_latents`` 0 means
 ``expansion_factor`` times d. The folder's name is the hook point; the run's ``config.json`` above it names the model.
-groupmax picks the largest of each of k groups of latents, which is no threshold and no rank: refused.
+groupmax picks the largest of each of k groups of neighbouring latents.
 """
 
 import json
@@ -40,8 +40,8 @@ def read(found: Found, asked: Asked) -> Imported:
     if config.get("transcode") or config.get("skip_connection") or "W_skip" in t:
         raise refuse(found, "a transcoder, which predicts another place's activations", "saetool reads SAEs")
     activation = setting(config, found, "activation", str, "topk")
-    if activation != "topk":
-        raise refuse(found, f"activation {activation!r} is neither a rank nor a threshold", "saetool reads topk")
+    if activation not in ("topk", "groupmax"):
+        raise refuse(found, f"activation {activation!r} is unknown", "known: topk, groupmax")
     if config.get("signed"):
         raise refuse(found, "signed topk, whose activations may be negative", "saetool reads the unsigned kind")
     take(t, found, "encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -59,15 +59,16 @@ def read(found: Found, asked: Asked) -> Imported:
     sae = SAE(
         **float32(W_enc=t["encoder.weight"].T, b_enc=t["encoder.bias"], W_dec=t["W_dec"], b_dec=t["b_dec"]),
         threshold=None,
-        arch="topk",
+        arch=activation,
         k=k,
         subtract_b_dec=True,
     )
+    formula = peers.sparsify_topk if activation == "topk" else peers.sparsify_groupmax
     place = found.folder.parent.name if found.folder.name.startswith("seed") else found.folder.name
     return Imported(
         sae=sae,
-        formula=named(peers.sparsify_topk, k=k),
-        other=exact(t, peers.sparsify_topk, k=k),
+        formula=named(formula, k=k),
+        other=exact(t, formula, k=k),
         settings=config,
         model=_run(found).get("model"),
         hook_name=transformer_lens_name(place),
@@ -85,12 +86,12 @@ def _run(found: Found) -> dict[str, Any]:
 
 
 def write(sae: SAE, header: h.Header, folder: Path) -> None:
-    """Write a topk SAE as ``SparseCoder.load_from_disk`` reads it."""
+    """Write a topk or groupmax SAE as ``SparseCoder.load_from_disk`` reads it."""
     from safetensors.torch import save_file
 
-    if sae.inference != "topk":
+    if sae.inference not in ("topk", "groupmax"):
         raise ConfigError(
-            f"sparsify knows topk alone, and this SAE encodes by {sae.inference}",
+            f"sparsify knows topk and groupmax alone, and this SAE encodes by {sae.inference}",
             "--to saelens takes relu, topk and jumprelu SAEs",
         )
     if sae.normalization != "none":
@@ -107,7 +108,7 @@ def write(sae: SAE, header: h.Header, folder: Path) -> None:
         "b_dec": sae.b_dec,
     }
     config = {
-        "activation": "topk",
+        "activation": sae.inference,
         "expansion_factor": max(sae.d_sae // sae.d_in, 1),
         "normalize_decoder": header.config.get("decoder_norm") == "unit",
         "num_latents": sae.d_sae,
