@@ -39,6 +39,14 @@ def parse(text: str) -> Address:
     return Address(f"{parts[0]}/{name}", revision or None, "/".join(parts[2:]))
 
 
+def described(text: str, local: Path) -> dict[str, str]:
+    """What a header says of an address: repository, path, and the commit that ``local``, its snapshot, is of."""
+    address = parse(text)
+    folders = local.parts
+    at = folders.index("snapshots") + 1 if "snapshots" in folders else len(folders)
+    return {"repository": address.repository, "path": address.path, "commit": "".join(folders[at : at + 1])}
+
+
 def fetch(text: str) -> Path:
     """The local path of what the address ``text`` names: downloaded, or from the hub's cache when offline.
 

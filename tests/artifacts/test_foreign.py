@@ -581,16 +581,15 @@ class Hub:
 
 
 def test_only_the_files_of_one_sae_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(GOLDEN / "saelens", tmp_path / "repo")
-    stub = Hub(monkeypatch, tmp_path / "repo")
+    root = tmp_path / "snapshots" / "abc1"
+    shutil.copytree(GOLDEN / "saelens", root)
+    stub = Hub(monkeypatch, root)
     loaded = sae_files.load(Path("hf://someone/saes@v1/standard"))
-    assert stub.asked == [
-        (
-            "someone/saes",
-            {"revision": "v1", "allow_patterns": ["standard/cfg.json", "standard/sae_weights.safetensors"]},
-        )
-    ] or sorted(stub.asked[0][1]["allow_patterns"]) == ["standard/cfg.json", "standard/sae_weights.safetensors"]
+    [(repository, options)] = stub.asked
+    assert repository == "someone/saes" and options["revision"] == "v1"
+    assert sorted(options["allow_patterns"]) == ["standard/cfg.json", "standard/sae_weights.safetensors"]
     assert loaded.sha256 == sae_files.load(GOLDEN / "saelens" / "standard").sha256
+    assert loaded.header.config["source"]["hub"] == {"repository": "someone/saes", "path": "standard", "commit": "abc1"}
     with pytest.raises(ArtifactError, match=r"hf://someone/saes@v1: holds \d+ SAEs: abstopk"):
         sae_files.load(Path("hf://someone/saes@v1"))
     assert len(stub.asked) == 1  # refused before anything was downloaded

@@ -1,5 +1,7 @@
 """Activation functions against their definitions."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import generator
@@ -92,4 +94,4 @@ def test_matching_pursuit_never_fits_worse_with_another_step() -> None:
         z = activations.matching_pursuit(x, rows, activations.Pursuit(steps, 0.0, False))
         assert (z >= 0).all()
         errors.append((x - z @ rows).square().sum(1))
-    assert all((later <= earlier + 1e-6).all() for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all((later <= earlier + 1e-6).all() for earlier, later in itertools.pairwise(errors))

@@ -65,11 +65,14 @@ class Read:
     proof: Proof
     sha256: str
     """Of the names and hashes of all files that were read."""
+    address: dict[str, str] | None = None
+    """The hub's repository, commit and path, for an hf:// address."""
 
     def source(self) -> dict[str, Any]:
         """What our header says of where it comes from."""
         settings = h.finite(self.imported.settings)
-        return {"format": self.format, "formula": self.imported.formula, "settings": settings}
+        source = {"format": self.format, "formula": self.imported.formula, "settings": settings}
+        return source | ({"hub": self.address} if self.address else {})
 
     def as_input(self) -> h.Input:
         return h.Input("source", self.name, self.sha256, self.format)
@@ -92,7 +95,8 @@ def read(path: Path, asked: Asked | None = None) -> Read:
     proof = imported.proved()
     if not proof.holds:
         raise ArtifactError(refusal(where, imported.formula, proof), "it was not imported; please report this file")
-    return Read(found.name, found.format, imported, proof, fingerprint(found))
+    address = hub.described(where, local) if hub.is_address(path) else None
+    return Read(found.name, found.format, imported, proof, fingerprint(found), address)
 
 
 def refusal(where: str, formula: str, proof: Proof) -> str:
