@@ -1,6 +1,7 @@
 """The options of each verb with their defaults, units and sources. No torch here."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,11 @@ PRESETS = {
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
 
 
+ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu", "gated", "matryoshka")
+SPARSE = ("batchtopk", "topk", "matryoshka")
+"""Architectures with k active latents: the ones with AuxK and with decoder rows of unit norm."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """``saetool train``. ``None`` means: derived from width or length when the run starts, and then recorded."""
@@ -60,6 +66,8 @@ class TrainConfig:
     """Active latents per token (batchtopk: on average). BatchTopK paper: 16, 32, 64."""
     latents: int = 2304
     """Dictionary size."""
+    prefixes: tuple[int, ...] = ()
+    """matryoshka: the nested widths, ascending, the last of them ``latents``."""
     tokens: int = 8_000_000
     """Length of the run, in tokens (activations); whole batches are used."""
     batch_size: int = 1024
@@ -67,29 +75,124 @@ class TrainConfig:
     lr: float | None = None
     """Adam's learning rate; None: 2e-4·sqrt(16384/latents), as dictionary_learning (after Gao et al. 2024)."""
     warmup: float = 0.05
-    """Share of the steps over which the learning rate rises linearly from 0."""
+    """Share of the steps, or above 1 their number, over which the learning rate rises linearly from 0."""
     decay: float = 0.2
-    """Share of the steps, at the end, over which it falls linearly to 0."""
+    """Share of the steps, or above 1 their number, at the end, over which it falls linearly to 0."""
     beta1: float = 0.9
     beta2: float = 0.999
+    clip: float = 0.0
+    """Largest norm of the gradient of all parameters together; 0: not clipped."""
     l1: float = 1.5
-    """λ of relu on inputs with E‖x‖² = d; weighted by decoder norm."""
+    """λ of relu and gated on inputs with E‖x‖² = d; weighted by decoder norm."""
     l0: float = 1.4
     """λ of jumprelu: loss per active latent, on inputs with E‖x‖² = d. The BatchTopK authors' 0.0018, which is for an
     error averaged over d = 768."""
+    penalty: str = "l0"
+    """jumprelu: l0, or tanh for Σ tanh(4 z ‖W_dec‖) (Circuits Updates, January 2025)."""
     sparsity_warmup: float = 0.05
-    """Share of the steps over which λ rises linearly from 0 (Templeton et al. 2024: 5%)."""
+    """Share or number of the steps over which λ rises linearly from 0 (Templeton et al. 2024: 5%)."""
     bandwidth: float | None = None
     """ε of jumprelu's rectangle kernel; None: 0.1, for inputs with E‖x‖² = d."""
     aux_alpha: float = 1 / 32
-    """Weight of AuxK (topk, batchtopk): Gao et al. 2024, appendix A.2."""
+    """Weight of AuxK (topk, batchtopk, matryoshka): Gao et al. 2024, appendix A.2."""
+    aux_scale: str = "plain"
+    """What AuxK is multiplied by besides: plain 1, dead-share min(dead/k_aux, 1), variance 1/Σ‖e − ē‖²."""
     k_aux: int | None = None
     """Dead latents used by AuxK; None: the power of two nearest d/2 (Gao et al. 2024)."""
     dead_after: int | None = None
     """A latent is dead after so many tokens without firing; None: the smaller of 10M and a tenth of the run."""
+    resample: int = 0
+    """relu: tokens between resamplings of dead latents (Bricken et al. 2023); 0: none."""
+    decoder_norm: str | None = None
+    """unit: rows kept at norm 1, gradients projected; free: folded on save. None: free for relu and gated."""
+    freeze_decoder: bool = False
+    """Leave the decoder at its random start: a control."""
+    b_dec_init: str = "mean"
+    """mean of the activations, their geometric-median, or zero."""
     normalize: bool = True
     """Scale inputs to E‖x‖² = d while training; folded into the saved weights."""
+    dtype: str = "fp32"
+    """Of the matrix products of relu, jumprelu and gated; parameters and everything between stay float32."""
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named setting of ``saetool train``; options given explicitly win."""
+
+    source: str
+    options: dict[str, Any]
+    differs: str
+    """Where this trainer departs from the source even so."""
+
+
+RECIPES = {
+    "batchtopk": Recipe(
+        source="Bussmann et al. 2024 (arXiv 2412.06410), github.com/bartbussmann/BatchTopK config.py",
+        options={
+            **{"arch": "batchtopk", "k": 32, "latents": 12288, "tokens": 1_000_000_000, "batch_size": 4096},
+            **{"lr": 3e-4, "warmup": 0.0, "decay": 0.0, "beta2": 0.99, "b_dec_init": "zero"},
+            **{"aux_alpha": 1 / 32, "k_aux": 512, "dead_after": 5 * 4096},
+        },
+        differs="inputs scaled to E‖x‖² = d, not standardised per token; b_enc is used; residual detached in AuxK",
+    ),
+    "paper-base": Recipe(
+        source="Leask, Bussmann et al. 2025 (arXiv 2502.04878), appendix A.5: the GPT-2 SAEs of 768 to 98304 latents",
+        options={
+            **{"arch": "relu", "latents": "768,1536,3072,6144,12288,24576,49152,98304", "tokens": 300_000_000},
+            **{"batch_size": 4096, "lr": 4e-4, "warmup": 5000.0, "decay": 0.0, "beta2": 0.99, "l1": 1.7},
+            **{"sparsity_warmup": 0.0, "decoder_norm": "unit", "b_dec_init": "geometric-median"},
+            **{"dead_after": 5000 * 4096},
+        },
+        differs="theirs divides each token's error by its norm and averages over d, with λ 8e-5: 1.7 = 8e-5·768^1.5 is "
+        "that for a token of mean norm; no ghost gradients",
+    ),
+    "meta-release": Recipe(
+        source="the released meta-SAE of Leask, Bussmann et al. 2025 (its text: lr 1e-4, batch 4096, 2000 epochs)",
+        options={
+            **{"arch": "batchtopk", "k": 4, "latents": 2304, "tokens": 2000 * 16384, "batch_size": 16384},
+            **{"lr": 1e-3, "warmup": 0.0, "decay": 0.0, "beta2": 0.99, "b_dec_init": "zero"},
+            **{"aux_alpha": 1 / 16, "k_aux": 512, "dead_after": 100 * 16384},
+        },
+        differs="AuxK uses pre-selection activations (theirs had none left); saetool meta trains on a decoder",
+    ),
+    "saelens": Recipe(
+        source="sae-lens 6.54.12 defaults of BatchTopKTrainingSAE and its trainer",
+        options={
+            **{"arch": "batchtopk", "k": 100, "batch_size": 4096, "lr": 3e-4, "warmup": 0.0, "decay": 0.0},
+            **{"clip": 1.0, "aux_alpha": 1.0, "aux_scale": "dead-share", "dead_after": 1000 * 4096},
+            **{"b_dec_init": "zero", "normalize": False},
+        },
+        differs="unit decoder rows in place of values rescaled by their norms; k_aux a power of two near d/2, positive "
+        "values only",
+    ),
+    "saelens-l1": Recipe(
+        source="sae-lens 6.54.12 defaults of StandardTrainingSAE and its trainer",
+        options={
+            **{"arch": "relu", "l1": 1.0, "batch_size": 4096, "lr": 3e-4, "warmup": 0.0, "decay": 0.0, "clip": 1.0},
+            **{"sparsity_warmup": 0.0, "decoder_norm": "free", "b_dec_init": "zero", "normalize": False},
+            **{"dead_after": 1000 * 4096},
+        },
+        differs="decoder rows start at norm 1, not 0.1",
+    ),
+    "sparsify": Recipe(
+        source="eai-sparsify 1.3.3 defaults with --optimizer adam",
+        options={
+            **{"arch": "topk", "k": 32, "batch_size": 65536, "warmup": 1000.0, "decay": 1.0, "aux_alpha": 0.0},
+            **{"dead_after": 10_000_000, "normalize": False},
+        },
+        differs="its default optimiser is signum; its encoder starts at U(±1/√d); the loss there is divided by the "
+        "variance, which Adam does not see",
+    ),
+    "dictionary_learning": Recipe(
+        source="dictionary-learning 0.1.0 defaults of BatchTopKTrainer",
+        options={
+            **{"arch": "batchtopk", "warmup": 1000.0, "decay": 0.0, "clip": 1.0, "aux_alpha": 1 / 32},
+            **{"aux_scale": "variance", "dead_after": 10_000_000, "b_dec_init": "geometric-median", "normalize": False},
+        },
+        differs="k_aux a power of two near d/2, not d/2",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +207,9 @@ class ThresholdConfig:
     """For an SAE that does not say."""
     seed: int = 0
 
+
+FOREIGN_ARCHITECTURES = ("groupmax", "matching_pursuit")
+"""Of other libraries: read, and encoded with, but not trained."""
 
 SAE_FORMATS = (
     "saelens", "sparsify", "dictionary_learning", "batchtopk", "openai", "llamascopium", "llama_scope", "gemma_scope",

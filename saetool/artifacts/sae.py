@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from saetool.artifacts import container, hub
 from saetool.artifacts import header as h
+from saetool.config import ARCHITECTURES, FOREIGN_ARCHITECTURES
 from saetool.core.activations import Pursuit
-from saetool.core.sae import ARCHITECTURES, SAE, check, check_shapes
+from saetool.core.sae import SAE, check, check_shapes
 from saetool.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def load(path: Path, asked: "Asked | None" = None) -> SAEFile:
     if missing:
         raise ArtifactError(f"{where}: lacks the tensor {', '.join(missing)}", "make or copy it again")
     config = header.config
-    if config.get("arch") not in ARCHITECTURES:
+    if config.get("arch") not in (*ARCHITECTURES, *FOREIGN_ARCHITECTURES):
         raise ArtifactError(f"{where}: architecture {config.get('arch')!r} is unknown", "update saetool")
     try:
         check_shapes(tensors, where)

@@ -54,7 +54,7 @@ def meta(
     from saetool.artifacts import sae as sae_files
     from saetool.core.meta import decoder_rows
     from saetool.engines.meta import training_config
-    from saetool.engines.train import options_of
+    from saetool.engines.recipe import options_of
 
     for name, value in (("latents", latents), ("k", k), ("steps", steps), ("batch-size", batch_size)):
         if value is not None and value < 1:
@@ -104,7 +104,7 @@ def meta(
 
 def _train(console: Console, label: str, rows: "Tensor", config: "TrainConfig", where: str) -> "Trained":
     from saetool.engines import meta as engine
-    from saetool.engines.train import n_steps
+    from saetool.engines.recipe import n_steps
 
     result: Trained | None = None
     with console.progress(label, n_steps(config), "steps") as advance:

@@ -11,6 +11,7 @@
 p are the pre-activations. Kept values are unchanged; a selected zero is no activation: count active as z > 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,15 +68,19 @@ def matching_pursuit(
     return z
 
 
-def batch_topk_cut(p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0) -> Float[Tensor, ""]:
+def batch_topk_cut(
+    p: Float[Tensor, "n d_sae"], k: int, hint: float = 0.0, gather: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, ""]:
     """The smallest value BatchTopK keeps here: the (n·k)-th largest of max(p, 0), or 0 if too few are positive.
 
     ``hint`` is a guess of the cut (last batch's, a little lowered). Only values above it are ranked, which is exact
     whenever at least n·k are; otherwise all positive values are ranked. The result does not depend on it.
+    ``gather`` joins the values of several processes, among all of which n·k are then kept.
     """
     wanted = p.shape[0] * k
     for floor in (max(hint, 0.0), 0.0):
         survivors = p[p > floor]
+        survivors = gather(survivors) if gather else survivors
         if survivors.numel() >= wanted:
             return survivors.kthvalue(survivors.numel() - wanted + 1).values
     return torch.zeros((), dtype=p.dtype, device=p.device)

@@ -23,10 +23,7 @@ from saetool.core import activations
 from saetool.core.normalization import NORMALIZATIONS, normalize, restore
 from saetool.errors import ConfigError
 
-ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu", "groupmax", "matching_pursuit")
-
-
-RANKED = ("topk", "batchtopk", "groupmax", "matching_pursuit")
+RANKED = ("topk", "batchtopk", "matryoshka", "groupmax", "matching_pursuit")
 """Ways to encode in which a latent's activation depends on the other latents: these cannot be put into another SAE."""
 
 
@@ -41,9 +38,10 @@ class SAE:
     threshold: Float[Tensor, " d_sae"] | None
     """θ of each latent; where present, z = p · 1[p > θ] whatever ``arch`` says."""
     arch: str
-    """How it was trained: batchtopk, topk, relu or jumprelu; groupmax and matching_pursuit are other libraries'."""
+    """How it was trained, one of ``config.ARCHITECTURES``, or of ``config.FOREIGN_ARCHITECTURES`` by another library. A
+    gated SAE is a JumpReLU with its ``threshold``."""
     k: int | None
-    """Active latents per token, for topk and batchtopk; groups of latents for groupmax."""
+    """Active latents per token, for topk, batchtopk and a whole matryoshka; groups of latents for groupmax."""
     subtract_b_dec: bool = True
     """Whether b_dec is subtracted from the input before the encoder."""
     normalization: str = "none"
@@ -94,7 +92,7 @@ class SAE:
             x = normalize(x, self.normalization)
             return activations.matching_pursuit(x - self.b_dec if self.subtract_b_dec else x, self.W_dec, self.pursuit)
         p = self.pre_activations(x)
-        if batch and self.arch == "batchtopk":
+        if batch and self.arch in ("batchtopk", "matryoshka") and self.k is not None:
             return activations.batch_topk(p, self._k())
         match self.inference:
             case "jumprelu":
@@ -169,6 +167,20 @@ def fold_decoder_norms(sae: SAE) -> SAE:
         b_enc=sae.b_enc * norms,
         W_dec=sae.W_dec / norms[:, None],
         threshold=None if sae.threshold is None else sae.threshold * norms,
+    )
+
+
+def prefix_of(sae: SAE, width: int) -> SAE:
+    """The first ``width`` latents of a matryoshka SAE. They fire as in the whole, so they need its threshold."""
+    if sae.threshold is None:
+        raise ConfigError("a prefix of an SAE without a threshold would select other latents than the whole")
+    return replace(
+        sae,
+        W_enc=sae.W_enc[:, :width].contiguous(),
+        b_enc=sae.b_enc[:width].contiguous(),
+        W_dec=sae.W_dec[:width].contiguous(),
+        threshold=sae.threshold[:width].contiguous(),
+        k=None,
     )
 
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from saetool.config import MetaConfig, TrainConfig
 from saetool.core.sae import SAE
+from saetool.engines import recipe
 from saetool.engines import threshold as thresholds
 from saetool.engines import train as trainer
 from saetool.engines.reader import Order
+from saetool.engines.trainee import Trainee
 from saetool.errors import ConfigError
 
 
@@ -43,7 +45,7 @@ def training_config(config: MetaConfig, n_rows: int, d_in: int) -> TrainConfig:
     latents = config.latents if config.latents is not None else max(n_rows * 3 // 64, config.k)
     if latents >= n_rows:
         raise ConfigError(f"--latents {latents}: not fewer than the parent's {n_rows} rows: nothing to compress")
-    return trainer.resolve(
+    return recipe.resolve(
         TrainConfig(
             arch="batchtopk",
             k=config.k,
@@ -65,8 +67,8 @@ def train(rows: Float[Tensor, "n d"], config: TrainConfig, *, device: str) -> It
     """Train on unit-norm ``rows`` (scaled to E‖x‖² = d meanwhile); the last event is the result."""
     scale = rows.shape[1] ** 0.5
     batches = RowBatches(rows.to(device), seed=config.seed, scale=scale)
-    trainee = trainer.Trainee(config, rows.shape[1], rows.mean(0), scale, device)
-    for event in trainer.train([trainee], batches, log_every=max(trainer.n_steps(config) // 20, 1)):
+    trainee = Trainee(config, rows.shape[1], rows.mean(0), scale, device)
+    for event in trainer.train([trainee], batches, log_every=max(recipe.n_steps(config) // 20, 1)):
         if isinstance(event, trainer.Tick):
             yield event
     sae = trainee.sae()

@@ -9,7 +9,7 @@ from saetool.core.losses import Objective, Parameters, aux_k, losses
 
 def parameters(seed: int = 0, jumprelu: bool = False) -> Parameters:
     sae = random_sae(seed=seed)
-    tensors = [sae.W_enc, sae.b_enc, sae.W_dec * 1.3, sae.b_dec]
+    tensors = [sae.W_enc.T.contiguous(), sae.b_enc, sae.W_dec * 1.3, sae.b_dec]
     if jumprelu:
         tensors.append(torch.full((sae.d_sae,), -1.5))
     return Parameters(*(t.double().clone().requires_grad_() for t in tensors))
@@ -17,7 +17,7 @@ def parameters(seed: int = 0, jumprelu: bool = False) -> Parameters:
 
 def naive(p: Parameters, x: torch.Tensor, objective: Objective) -> torch.Tensor:
     """The loss, one token at a time where the formula is per token."""
-    pre = (x - p.b_dec) @ p.W_enc + p.b_enc
+    pre = (x - p.b_dec) @ p.encoder.T + p.b_enc
     positive = pre.relu()
     match objective.arch:
         case "relu":
@@ -51,7 +51,7 @@ def test_loss_and_gradients_equal_the_formula(arch: str) -> None:
 def test_jumprelu_loss_counts_active_latents_and_moves_the_threshold() -> None:
     p, x = parameters(jumprelu=True), sparse_data(60).double()
     result = losses(p, x, Objective("jumprelu", sparsity=0.5, bandwidth=0.2))
-    pre = (x - p.b_dec) @ p.W_enc + p.b_enc
+    pre = (x - p.b_dec) @ p.encoder.T + p.b_enc
     active = (pre > p.log_threshold.exp()).sum() / len(x)
     assert torch.allclose(result.sparsity, active.double())
     assert torch.allclose(result.loss, result.mse + 0.5 * active)
@@ -74,7 +74,7 @@ def test_aux_uses_dead_pre_activations_without_b_dec_and_a_detached_residual() -
     dead[[2, 5, 7, 11]] = True
     objective = Objective("topk", k=3, aux_alpha=0.25, k_aux=2)
     result = losses(p, x, objective, dead)
-    pre = ((x - p.b_dec) @ p.W_enc + p.b_enc).detach()
+    pre = ((x - p.b_dec) @ p.encoder.T + p.b_enc).detach()
     z = torch.zeros_like(pre)
     for i, row in enumerate(pre):
         for j in sorted([2, 5, 7, 11], key=lambda j: -float(row[j]))[:2]:
@@ -87,12 +87,12 @@ def test_aux_uses_dead_pre_activations_without_b_dec_and_a_detached_residual() -
     # Detached: AuxK alone gives no gradient to b_dec of the decoder's output.
     error = error.detach().requires_grad_()
     fixed = parameters()
-    aux_k(fixed, (x - fixed.b_dec.detach()) @ fixed.W_enc + fixed.b_enc, error.detach(), dead, 2).backward()
+    aux_k(fixed, (x - fixed.b_dec.detach()) @ fixed.encoder.T + fixed.b_enc, error.detach(), dead, 2).backward()
     assert fixed.b_dec.grad is None
 
 
 def naive_x_hat(p: Parameters, x: torch.Tensor, k: int) -> torch.Tensor:
-    positive = ((x - p.b_dec) @ p.W_enc + p.b_enc).relu()
+    positive = ((x - p.b_dec) @ p.encoder.T + p.b_enc).relu()
     z = torch.stack([row * (row >= row.sort(descending=True).values[k - 1]) for row in positive])
     return (z @ p.W_dec + p.b_dec).detach()
 

@@ -10,16 +10,18 @@ from conftest import random_sae, sparse_data, write_cache
 from saetool.artifacts.cache import TRAIN
 from saetool.config import TrainConfig
 from saetool.engines import threshold as engine
+from saetool.engines import recipe
 from saetool.engines import train as trainer
+from saetool.engines.trainee import Trainee
 from saetool.engines.reader import Reader
 from saetool.errors import ConfigError
 
 
-def toy(path: Path, steps: int, k: int = 8) -> tuple[trainer.Trainee, Reader]:
+def toy(path: Path, steps: int, k: int = 8) -> tuple[Trainee, Reader]:
     cache = write_cache(path, sparse_data(40_000, d=32, n_features=64, active=8), ctx_len=100)
     scale = (cache.d_in / cache.statistics["mean_sq_norm"]) ** 0.5
-    config = trainer.resolve(TrainConfig(k=k, latents=256, tokens=steps * 256, batch_size=256), 32)
-    member = trainer.Trainee(config, 32, cache.moments()["mean"], scale, "cpu")
+    config = recipe.resolve(TrainConfig(k=k, latents=256, tokens=steps * 256, batch_size=256), 32)
+    member = Trainee(config, 32, cache.moments()["mean"], scale, "cpu")
     for _ in trainer.train([member], Reader(cache, TRAIN, scale=scale), log_every=10**6):
         pass
     return member, Reader(cache, TRAIN, seed=5)

@@ -10,8 +10,10 @@ from conftest import sparse_data, write_cache
 from saetool.artifacts.cache import TRAIN
 from saetool.config import TrainConfig
 from saetool.core.sae import SAE
+from saetool.engines import recipe
 from saetool.engines import train as engine
 from saetool.engines.reader import Reader
+from saetool.engines.trainee import Trainee
 from saetool.errors import ConfigError, SaetoolError
 
 CONFIG = TrainConfig(k=3, latents=24, tokens=30 * 64, batch_size=64, dead_after=400)
@@ -23,11 +25,11 @@ def stream(path: Path, seed: int = 0) -> tuple[Reader, torch.Tensor, float]:
     return Reader(cache, TRAIN, seed=seed, scale=scale), cache.moments()["mean"], scale
 
 
-def trainee(config: TrainConfig, mean: torch.Tensor, scale: float) -> engine.Trainee:
-    return engine.Trainee(engine.resolve(config, len(mean)), len(mean), mean, scale, "cpu")
+def trainee(config: TrainConfig, mean: torch.Tensor, scale: float) -> Trainee:
+    return Trainee(recipe.resolve(config, len(mean)), len(mean), mean, scale, "cpu")
 
 
-def run(trainees: list[engine.Trainee], reader: Reader, until: int = 10**9, log_every: int = 10) -> list[engine.Step]:
+def run(trainees: list[Trainee], reader: Reader, until: int = 10**9, log_every: int = 10) -> list[engine.Step]:
     steps = []
     for event in engine.train(trainees, reader, log_every=log_every):
         if isinstance(event, engine.Step):
@@ -95,7 +97,7 @@ def test_the_saved_sae_reconstructs_as_in_training(tmp_path: Path) -> None:
         x = sparse_data(100, seed=9)
         p = {name: t.detach() for name, t in member.parameters.named().items()}
         threshold = p["log_threshold"].exp() if "log_threshold" in p else None
-        trained = SAE(p["W_enc"], p["b_enc"], p["W_dec"], p["b_dec"], threshold, arch, 3)
+        trained = SAE(p["encoder"].T, p["b_enc"], p["W_dec"], p["b_dec"], threshold, arch, 3)
         saved = member.sae()
         expected = trained.decode(trained.encode(x * scale)) / scale
         assert torch.allclose(saved.decode(saved.encode(x)), expected, atol=1e-5)
@@ -142,7 +144,7 @@ def test_seeds_differ_and_repeat(tmp_path: Path) -> None:
 def test_a_diverging_run_stops_with_one_line(tmp_path: Path) -> None:
     reader, mean, scale = stream(tmp_path / "acts")
     member = trainee(replace(CONFIG, arch="relu", lr=1e30), mean, scale)
-    with pytest.raises(SaetoolError, match=r"loss of the SAE with 24 latents is (nan|inf)"):
+    with pytest.raises(SaetoolError, match=r"step \d+: a loss of (nan|inf) of the SAE with 24 latents"):
         run([member], reader, log_every=1)
 
 
@@ -151,11 +153,11 @@ def test_a_diverging_run_stops_with_one_line(tmp_path: Path) -> None:
 )
 def test_impossible_settings_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
-        engine.resolve(replace(CONFIG, **change), 16)
+        recipe.resolve(replace(CONFIG, **change), 16)
 
 
 def test_derived_settings_are_filled_in() -> None:
-    config = engine.resolve(TrainConfig(latents=16384, tokens=10**9), 768)
+    config = recipe.resolve(TrainConfig(latents=16384, tokens=10**9), 768)
     assert (config.lr, config.k_aux, config.dead_after) == (2e-4, 512, 10_000_000)
 
 

@@ -125,7 +125,7 @@ def write(sae: SAE, header: h.Header, folder: Path) -> None:
     """Write ``sae`` for the BatchTopK repository's ``BatchTopKSAE``, ``TopKSAE``, ``VanillaSAE`` or ``JumpReLUSAE``."""
     if sae.normalization == "per_token_norm":
         raise ConfigError("the BatchTopK repository has no per_token_norm normalisation", "--to saelens can state it")
-    if sae.inference in ("groupmax", "matching_pursuit"):
+    if sae.inference in ("matryoshka", "groupmax", "matching_pursuit"):
         raise ConfigError(f"the BatchTopK repository has no {sae.inference} SAEs", ELSEWHERE)
     tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
     shift = sae.b_dec.double() @ sae.W_enc.double()

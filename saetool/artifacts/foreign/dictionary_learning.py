@@ -237,7 +237,12 @@ def _class_for(sae: SAE, header: h.Header) -> tuple[str, dict[str, Tensor]]:
             "estimate it: saetool threshold SAE.st -o WITH-THRESHOLD.st, and convert that",
         )
     theta = sae.threshold
-    if sae.arch == "batchtopk" and sae.k is not None and bool((theta == theta[0]).all()) and float(theta[0]) >= 0:
+    if (
+        sae.arch in ("batchtopk", "matryoshka")
+        and sae.k is not None
+        and bool((theta == theta[0]).all())
+        and float(theta[0]) >= 0
+    ):
         counts = {"k": torch.tensor(sae.k, dtype=torch.int), "threshold": theta[0].clone()}
         return "BatchTopKSAE", {**ranked, **counts}
     return "JumpReluAutoEncoder", {

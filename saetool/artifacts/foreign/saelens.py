@@ -45,6 +45,7 @@ VERSION = "6.54.12"
 """The version whose layout is written, and whose code it was compared with."""
 _PROVENANCE = "saetool_provenance"
 _NORMALIZATIONS = {"none": "none", "layer_norm": "per_token", "constant_norm_rescale": "per_token_norm"}
+_TRAINED = {"relu": "standard", "matryoshka": "matryoshka_batchtopk"}
 _REFUSED = {
     "temporal": "it reads a whole context with attention, and saetool's verbs read single tokens",
 }
@@ -297,7 +298,7 @@ def write(sae: SAE, header: h.Header, folder: Path) -> None:
     """Write ``sae`` as SAELens ``SAE.load_from_disk`` reads it: standard, topk, jumprelu or matching_pursuit."""
     from safetensors.torch import save_file
 
-    if sae.inference == "batchtopk":
+    if sae.inference in ("batchtopk", "matryoshka"):
         raise ConfigError(
             "SAELens keeps a BatchTopK SAE as jumprelu, and this one has no threshold yet",
             "estimate it: saetool threshold SAE.st -o WITH-THRESHOLD.st, and convert that",
@@ -347,7 +348,7 @@ def _metadata(sae: SAE, header: h.Header) -> dict[str, Any]:
         "model_name": header.model.get("id"),
         "hook_name": header.model.get("hook_name"),
         "hf_hook_name": header.model.get("hf_hook_name"),
-        "training_architecture": sae.arch if sae.arch != "relu" else "standard",
+        "training_architecture": _TRAINED.get(sae.arch, sae.arch),
         _PROVENANCE: {"key": header.key, "version": header.version, "history": header.history},
     }
     if sae.k is not None:

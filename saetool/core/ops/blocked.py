@@ -1,0 +1,248 @@
+"""The kernels in blocks: the n × d_sae matrix never exists whole, memory is a block plus the pairs.
+
+**Selection.** A block of latents is multiplied out, compared with a floor (last batch's cut, a little lowered) and
+compacted to its survivors. If at least as many survive as are wanted, the answer is among them; else the floor sinks
+and the pass repeats. So the result is that of ranking everything, whatever the floor. TopK takes blocks of rows; its
+floor is the row's k-th largest *maximum of a group of latents*, which k latents of k groups reach.
+
+**Screening.** The product runs in bfloat16 on rows lengthened by a bound of its own rounding error:
+
+    x·w − x̂·ŵ = δx·w + x̂·δw  ≤  ‖δx‖‖w‖ + ‖x̂‖‖δw‖            x̂, ŵ the bfloat16 values, δ what rounding took
+
+    (x̂, ‖δx‖, ‖x̂‖, 1, 1) · (ŵ, ‖w‖, ‖δw‖ + γ‖w‖, b_high, b_low)  ≥  x·w + b
+
+with γ for the float32 sums and every appended number rounded up. Rounding the product to bfloat16 is monotone, so
+comparing it with the rounded floor loses no pair; those above it are multiplied again in float32, and only float32
+values are ranked and returned.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saetool.core.ops.pairs import Pairs
+
+BLOCK = 2**23
+"""Values in a block, about: 16 MB in bfloat16, 32 MB in float32. Smaller ones slow the product down."""
+ROUND_UP = 1 + 2.0**-7
+"""A positive float32 times this, rounded to bfloat16, is not below what it was (unit roundoff 2⁻⁸)."""
+
+
+def batch_topk(
+    x: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "d_sae d"],
+    bias: Float[Tensor, " d_sae"],
+    wanted: int,
+    hint: float = 0.0,
+    gather: Callable[[Tensor], Tensor] | None = None,
+    kernels: str = "float32",
+) -> tuple[Pairs, float]:
+    """See ``ops.batch_topk``; ``kernels`` as there."""
+    floor = hint if hint > 0 else 0.9 * _sampled_cut(x, encoder, bias, wanted, gather)
+    while True:
+        pairs = _above(x, encoder, bias, floor, wanted, kernels)
+        values = gather(pairs.values) if gather else pairs.values
+        if values.numel() >= wanted:
+            cut = values.kthvalue(values.numel() - wanted + 1).values
+            return pairs.subset(pairs.values >= cut), float(cut)
+        if floor == 0:
+            return pairs, 0.0
+        floor = 0.5 * floor if floor == hint else 0.0
+
+
+def _sampled_cut(
+    x: Tensor, encoder: Tensor, bias: Tensor, wanted: int, gather: Callable[[Tensor], Tensor] | None
+) -> float:
+    """The cut of some 64 rows at the same share of kept values; of several processes' cuts, the smallest."""
+    sample = x[:: max(len(x) // 64, 1)]
+    p = torch.addmm(bias, sample, encoder.T)
+    values = p[p > 0]
+    share = 1 if gather is None else len(gather(p.new_zeros(1)))
+    keep = max(wanted * len(sample) // (len(x) * share), 1)
+    cut = values.kthvalue(values.numel() - keep + 1).values if values.numel() >= keep else p.new_zeros(())
+    return float(cut if gather is None else gather(cut.reshape(1)).min())
+
+
+def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, kernels: str) -> Pairs:
+    """All pairs with p ≥ ``floor`` and p > 0, or the ``wanted`` largest of them and some more."""
+    n, d_sae = len(x), len(encoder)
+    screened = kernels != "float32"
+    left = _lengthen_rows(x) if screened else x
+    step = min(max(BLOCK // n, 1), d_sae)
+    product = torch.empty(step, n, dtype=left.dtype, device=x.device)
+    lengthened = left.new_empty(step, left.shape[1]) if screened else None
+    mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
+    found: list[Tensor] = []
+    values: list[Tensor] = []
+    total = 0
+    for start in range(0, d_sae, step):
+        block, b = encoder[start : start + step], bias[start : start + step]
+        out = product[: len(block)]
+        if lengthened is not None:
+            _lengthen_latents(block, b, lengthened[: len(block)])
+            torch.mm(lengthened[: len(block)], left.T, out=out)
+            at = _compact(out, floor, kernels, mask[: len(block)])
+            p = _dots(x, at % n, block, at // n) + b[at // n]
+        else:
+            # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
+            torch.mm(block, left.T, out=out)
+            level = (floor - b - 1e-6 * (abs(floor) + b.abs()))[:, None]
+            at = _positions(torch.ge(out, level, out=mask[: len(block)]).view(-1))
+            p = out.view(-1)[at] + b[at // n]
+        keep = (p >= floor) & (p > 0)
+        found.append(at[keep] + start * n)
+        values.append(p[keep])
+        total += len(values[-1])
+        if total > 4 * wanted:  # the floor was far too low: forget what cannot be among the wanted
+            at, p = torch.cat(found), torch.cat(values)
+            floor = float(p.kthvalue(len(p) - wanted + 1).values)
+            keep = p >= floor
+            found, values = [at[keep]], [p[keep]]
+            total = len(values[0])
+    at = torch.cat(found)
+    return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
+
+
+def _compact(product: Float[Tensor, "a b"], floor: float, kernels: str, mask: Tensor) -> Int[Tensor, " survivors"]:
+    """Flat positions, ascending, where the bfloat16 ``product`` ≥ ``floor`` and > 0; ``mask`` is overwritten."""
+    if kernels == "triton":
+        from saetool.core.ops import triton
+
+        return triton.compact(product, floor)
+    # The order of positive bfloat16 numbers is that of their bits, which compare faster; 1 is the smallest of them.
+    bits = int(torch.tensor(floor, dtype=torch.bfloat16).view(torch.int16))
+    return _positions(torch.ge(product.view(torch.int16), max(bits, 1), out=mask).view(-1))
+
+
+def _positions(mask: Tensor) -> Int[Tensor, " set"]:
+    if mask.device.type == "cpu":  # a fifth of torch's time
+        return torch.from_numpy(mask.numpy().nonzero()[0])
+    return mask.nonzero().squeeze(1)
+
+
+def _lengthen_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n wide"]:
+    """(x̂, ‖δx‖, ‖x̂‖, 1, 1, 0 …): the left factor of the screening product, bfloat16, in whole tiles of 32 columns."""
+    n, d = x.shape
+    wide = torch.zeros(n, -(-(d + 4) // 32) * 32, dtype=torch.bfloat16, device=x.device)
+    wide[:, :d] = x
+    rounded = wide[:, :d].float()
+    wide[:, d] = (x - rounded).norm(dim=1) * ROUND_UP
+    wide[:, d + 1] = rounded.norm(dim=1) * ROUND_UP
+    wide[:, d + 2 : d + 4] = 1
+    return wide
+
+
+def _lengthen_latents(
+    w: Float[Tensor, "m d"], bias: Float[Tensor, " m"], wide: Float[Tensor, "m wide"]
+) -> Float[Tensor, "m wide"]:
+    """(ŵ, ‖w‖, ‖δw‖ + γ‖w‖, b_high, b_low, 0 …): the right factor of the screening product, written to ``wide``."""
+    d = w.shape[1]
+    gamma = 4 * wide.shape[1] * 2.0**-24  # the float32 sums of this product and of the exact one, twice over
+    for rows, target in zip(w.split(512), wide.split(512), strict=True):  # what fits a core's cache
+        target[:, :d] = rows
+        norm = rows.norm(dim=1)
+        target[:, d] = norm * ROUND_UP
+        target[:, d + 1] = ((rows - target[:, :d]).norm(dim=1) + gamma * norm) * ROUND_UP
+    high = bias.bfloat16()
+    low = bias - high.float() + gamma * bias.abs()
+    wide[:, d + 2] = high
+    wide[:, d + 3] = low + low.abs() * 2.0**-7
+    wide[:, d + 4 :] = 0
+    return wide
+
+
+def topk(
+    x: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "d_sae d"],
+    bias: Float[Tensor, " d_sae"],
+    k: int,
+    kernels: str = "float32",
+) -> Pairs:
+    """See ``ops.topk``; ``kernels`` as there."""
+    screened = kernels != "float32"
+    n, d_sae = len(x), len(encoder)
+    if screened:
+        left = _lengthen_rows(x)
+        right = _lengthen_latents(encoder, bias, left.new_empty(d_sae, left.shape[1]))
+        # What a screened value can exceed the true one by: the bound of its error, twice.
+        d = x.shape[1]
+        bounds = left[:, d : d + 2].float() @ right[:, d : d + 2].float().amax(0)
+        slack = 2 * bounds + 2.0**-13 * bias.abs().max()
+    step = max(BLOCK // d_sae, 512)
+    parts = []
+    for start in range(0, n, step):
+        rows = x[start : start + step]
+        if screened:
+            product = left[start : start + step] @ right.T
+            floor = _kth_group_maximum(product, k).float()
+            floor = (floor * (1 - 2.0**-7) - slack[start : start + step]).clamp_min(0).bfloat16()
+        else:
+            product = torch.addmm(bias, rows, encoder.T)
+            floor = _kth_group_maximum(product, k).clamp_min(0)
+        at = _positions(((product >= floor[:, None]) & (product > 0)).view(-1))
+        row, latent = at // d_sae, at % d_sae
+        p = product.view(-1)[at] if not screened else _dots(rows, row, encoder, latent) + bias[latent]
+        keep = _largest_of_rows(row, p, len(rows), k)
+        parts.append((row[keep] + start, latent[keep], p[keep]))
+    row, latent, value = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = torch.argsort(latent, stable=True)
+    return Pairs(row[order], latent[order], value[order], n, d_sae)
+
+
+def _kth_group_maximum(p: Float[Tensor, "n d_sae"], k: int) -> Float[Tensor, " n"]:
+    """A lower bound of each row's k-th largest value: the k-th largest of maxima over disjoint groups of latents."""
+    d_sae = p.shape[1]
+    size = max(min(32, d_sae // (4 * k)), 1)
+    groups = d_sae // size  # a remainder of latents is in no group: the bound only gets lower
+    maxima = p[:, : groups * size].unflatten(1, (size, groups)).amax(1)
+    return maxima.topk(k, dim=1).values[:, -1]
+
+
+def _largest_of_rows(row: Tensor, p: Tensor, n: int, k: int) -> Tensor:
+    """Which of the pairs, sorted by ``row``, are among the ``k`` largest positive of their row."""
+    counts = torch.bincount(row, minlength=n)
+    starts = counts.cumsum(0) - counts
+    column = torch.arange(len(row), device=row.device) - starts[row]
+    table = p.new_full((n, max(int(counts.max()), k) if n else k), -torch.inf)
+    table[row, column] = p
+    chosen = torch.zeros_like(table, dtype=torch.bool).scatter_(1, table.topk(k, dim=1).indices, True)
+    return chosen[row, column] & (p > 0)
+
+
+def _dots(x: Tensor, rows: Tensor, directions: Tensor, latents: Tensor) -> Tensor:
+    """x[row] · directions[latent] for each pair, without the two gathered matrices."""
+    if not len(rows):
+        return x.new_zeros(0)
+    starts = rows.new_zeros(0)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(x, directions, latents, starts, rows, 0)
+
+
+def decode(pairs: Pairs, decoder: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:
+    """See ``ops.decode``."""
+    return _weighted_sums(decoder, pairs.latents_by_row, pairs.row_starts, pairs.values[pairs.by_row])
+
+
+def pair_dots(
+    pairs: Pairs, rows: Float[Tensor, "n d"], directions: Float[Tensor, "d_sae d"]
+) -> Float[Tensor, " pairs"]:
+    """See ``ops.pair_dots``."""
+    order = pairs.by_row  # one row after the other stays in the cache: a third of the time of the other order
+    dots = torch.empty_like(pairs.values)
+    dots[order] = _dots(rows, pairs.rows[order], directions, pairs.latents_by_row)
+    return dots
+
+
+def pair_sums(pairs: Pairs, weights: Float[Tensor, " pairs"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "d_sae d"]:
+    """See ``ops.pair_sums``. One sum after the other, in the order of the rows: no atomics, the same bits each time."""
+    return _weighted_sums(rows, pairs.rows, pairs.latent_starts, weights)
+
+
+def _weighted_sums(matrix: Tensor, indices: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Σ weight · matrix[index] over each bag of consecutive pairs."""
+    if not len(indices):
+        return matrix.new_zeros(len(starts), matrix.shape[1])
+    return torch.nn.functional.embedding_bag(
+        indices, matrix, starts, mode="sum", per_sample_weights=weights.to(matrix.dtype)
+    )

@@ -1,0 +1,76 @@
+"""Several processes on one batch (``torchrun``): each holds an equal part of the rows, all hold the same weights."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from saetool.core.losses import Share
+from saetool.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its fellows. With one, every method is the identity."""
+
+    rank: int = 0
+    size: int = 1
+
+    def part(self, x: Tensor) -> Tensor:
+        """This process's rows of a joint batch: the ``rank``-th of ``size`` equal slices."""
+        n = len(x) // self.size
+        return x[self.rank * n : (self.rank + 1) * n]
+
+    def share(self) -> Share:
+        """What the losses need to know: the number of parts, and how to join values of all of them."""
+        return Share(self.size, self.gather if self.size > 1 else None)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The 1-D ``values`` of all processes, in the order of ranks; their lengths may differ."""
+        lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(values)], device=values.device))
+        longest = max(int(n) for n in lengths)
+        padded = values.new_zeros(longest)
+        padded[: len(values)] = values
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])
+
+    def sum_(self, tensors: Iterable[Tensor | None]) -> None:
+        """Replace each tensor by its sum over the processes."""
+        if self.size > 1:
+            for tensor in tensors:
+                if tensor is not None:
+                    dist.all_reduce(tensor)
+
+    def any(self, flag: bool, device: str) -> bool:
+        """Whether ``flag`` is set in any process."""
+        if self.size == 1:
+            return flag
+        total = torch.tensor([int(flag)], device=device)
+        dist.all_reduce(total)
+        return bool(total)
+
+    def from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by the first process's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+
+def join(device: str) -> tuple[Processes, str]:
+    """Join the processes that ``torchrun`` started, if it did; the device of this one (cuda:LOCAL_RANK on GPUs)."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Processes(), device
+    if device == "mps":
+        raise ConfigError("--device mps with several processes: there is one such device", "run it without torchrun")
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size()), device
