@@ -212,6 +212,18 @@ class ThresholdConfig:
     seed: int = 0
 
 
+FOREIGN_ARCHITECTURES = ("groupmax", "matching_pursuit")
+"""Of other libraries: read, and encoded with, but not trained."""
+
+SAE_FORMATS = (
+    "saelens", "sparsify", "dictionary_learning", "batchtopk", "openai", "llamascopium", "llama_scope", "gemma_scope",
+    "gemma_scope_2", "qwen_scope", "goodfire",
+)  # fmt: skip
+"""Layouts of other libraries' SAEs that are read."""
+SAE_TARGETS = ("saelens", "sparsify", "dictionary_learning", "batchtopk", "gemma_scope")
+"""Layouts that are written."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """``saetool eval``."""

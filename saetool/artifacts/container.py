@@ -5,6 +5,7 @@ the raw tensors, and its first two parts are read here directly, which also catc
 """
 
 import json
+import math
 import os
 import secrets
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from saetool.artifacts import header as h
+from saetool.artifacts import hub
 from saetool.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -52,6 +54,20 @@ def read_contents(path: Path) -> Contents:
     """Header and shapes of the ``.st`` file at ``path``; no torch, no tensor is read."""
     raw, size = _open_prefix(path)
     return _parse_prefix(raw, size, str(path))
+
+
+FOREIGN_SUFFIXES = (".npz", ".pt", ".pth")
+"""Of files that saetool never writes as its own."""
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether ``path``, where an SAE is wanted, is another library's: an address, a folder, a file of a kind that is
+    never ours, or safetensors without our header. No torch."""
+    if str(path) == "-":
+        return False
+    if hub.is_address(path) or path.is_dir() or path.suffix in FOREIGN_SUFFIXES:
+        return True
+    return path.suffix == ".safetensors" and path.is_file() and METADATA_KEY not in read_table(path)[1]
 
 
 def read_header(path: Path) -> h.Header:
@@ -165,7 +181,28 @@ def _open_prefix(path: Path) -> tuple[bytes, int]:
 
 
 def _parse_prefix(raw: bytes, size: int, where: str) -> Contents:
-    """Check and parse a safetensors prefix. ``size`` is the whole file's size in bytes."""
+    """Header and shapes of a ``.st`` file from its prefix. ``size`` is the whole file's size in bytes."""
+    tensors, metadata = _parse_table(raw, size, where)
+    if METADATA_KEY not in metadata:
+        raise ArtifactError(
+            f"{where}: safetensors without a saetool header (tensors: {', '.join(sorted(tensors)[:6]) or 'none'})",
+            "an SAE of another library is read as a folder with its configuration: saetool convert FOLDER -o sae.st",
+        )
+    try:
+        data = json.loads(metadata[METADATA_KEY])
+    except ValueError:
+        raise ArtifactError(f"{where}: its saetool header is damaged (not JSON)", "make it again") from None
+    return Contents(h.parse(data, where), tensors)
+
+
+def read_table(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Shapes and metadata of any safetensors file, ours or not, checked against the file's size."""
+    raw, size = _open_prefix(path)
+    return _parse_table(raw, size, str(path))
+
+
+def _parse_table(raw: bytes, size: int, where: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Check and parse a safetensors prefix: what it declares must be what the file's size can hold."""
     n = int.from_bytes(raw[:8], "little")
     if len(raw) < 9 or n > _MAX_HEADER or raw[8:9] != b"{":
         raise ArtifactError(f"{where}: not a safetensors file", "a .st file written by saetool was expected")
@@ -173,16 +210,12 @@ def _parse_prefix(raw: bytes, size: int, where: str) -> Contents:
         raise ArtifactError(f"{where}: cut off inside its header ({size} bytes)", "make or copy it again")
     try:
         table = json.loads(raw[8 : 8 + n])
-        metadata = table.pop("__metadata__", {})
+        metadata = dict(table.pop("__metadata__", {}))
         tensors = {name: TensorInfo(t["dtype"], tuple(t["shape"])) for name, t in table.items()}
-        end = max((t["data_offsets"][1] for t in table.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        spans = {name: (int(t["data_offsets"][0]), int(t["data_offsets"][1])) for name, t in table.items()}
+        end = max((last for _, last in spans.values()), default=0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{where}: its safetensors header is damaged", "make or copy it again") from None
-    if METADATA_KEY not in metadata:
-        raise ArtifactError(
-            f"{where}: safetensors without a saetool header (tensors: {', '.join(sorted(tensors)[:6]) or 'none'})",
-            "saetool reads files that saetool wrote",
-        )
     if size != 8 + n + end:
         raise ArtifactError(
             f"{where}: cut off: {size} bytes where its header promises {8 + n + end}", "make or copy it again"
@@ -190,11 +223,13 @@ def _parse_prefix(raw: bytes, size: int, where: str) -> Contents:
     for name, info in tensors.items():
         if info.dtype not in _ITEM_SIZE or any(not isinstance(s, int) or s < 0 for s in info.shape):
             raise ArtifactError(f"{where}: tensor {name} has an unusable type or shape", "make or copy it again")
-    try:
-        data = json.loads(metadata[METADATA_KEY])
-    except ValueError:
-        raise ArtifactError(f"{where}: its saetool header is damaged (not JSON)", "make it again") from None
-    return Contents(h.parse(data, where), tensors)
+        first, last = spans[name]
+        if not 0 <= first <= last or last - first != math.prod(info.shape) * _ITEM_SIZE[info.dtype]:
+            raise ArtifactError(
+                f"{where}: tensor {name} is declared as {list(info.shape)} {info.dtype}, and has {last - first} bytes",
+                "make or copy it again",
+            )
+    return tensors, metadata
 
 
 # --- writing ---------------------------------------------------------------------------------------------------

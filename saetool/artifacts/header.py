@@ -28,6 +28,7 @@ EXPLANATIONS = "saetool/explanations@1"
 WINDOWS = "saetool/windows@1"
 TRAIN_LOG = "saetool/trainlog@2"
 REPORT = "saetool/report@1"
+EXPORT = "saetool/export@1"
 
 KINDS = {
     SAE: "an SAE",
@@ -42,6 +43,7 @@ KINDS = {
     WINDOWS: "explanation windows",
     TRAIN_LOG: "a training log",
     REPORT: "a report",
+    EXPORT: "an SAE exported for another library",
 }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from saetool.commands.autointerp import autointerp
 from saetool.commands.cache import cache
+from saetool.commands.convert import convert
 from saetool.commands.eval import eval_
 from saetool.commands.inspect import inspect
 from saetool.commands.meta import meta
@@ -21,5 +22,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "meta": meta,
     "autointerp": autointerp,
     "report": report,
+    "convert": convert,
     "inspect": inspect,
 }

@@ -12,7 +12,9 @@ from saetool.options import DebugFlag, Json
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .st, .json or .jsonl artifact, or the folder of a cache.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .st, .json or .jsonl artifact, a cache, or an SAE of another library.")
+    ],
     json_: Json = False,
     debug: DebugFlag = False,
 ) -> None:
@@ -20,8 +22,15 @@ def inspect(
 
     Example: saetool inspect sae.st
     """
-    header = container.read_header(file)
     shapes: dict[str, Any] = {}
+    if container.is_foreign(file) and not (file / "manifest.json").is_file():
+        from saetool.artifacts import sae as sae_files
+
+        loaded = sae_files.load(file)
+        header = loaded.header
+        shapes = {n: ["F32", list(t.shape)] for n, t in sae_files.tensors_of(loaded.sae).items()}
+    else:
+        header = container.read_header(file)
     if file.suffix == ".st":
         shapes = {n: [t.dtype, list(t.shape)] for n, t in container.read_contents(file).tensors.items()}
     if json_:

@@ -117,7 +117,7 @@ def stitch(
 
 @dataclass(frozen=True)
 class _Look:
-    """An SAE file of which only the header was read (standard input is read whole)."""
+    """An SAE file of which only the header was read (standard input and other libraries' files are read whole)."""
 
     path: Path
     name: str
@@ -135,15 +135,13 @@ class _Look:
 
 
 def _look(path: Path) -> _Look:
-    if str(path) == "-":
+    if str(path) == "-" or container.is_foreign(path):
         from saetool.artifacts import sae as sae_files
 
         file = sae_files.load(path)
         sae = file.sae
-        return _Look(path, "-", file.header, sae.d_in, sae.d_sae, sae.inference, file.sha256, file)
+        return _Look(path, file.name or "-", file.header, sae.d_in, sae.d_sae, sae.inference, file.sha256, file)
     hint = "SAEs are made by: saetool train, threshold, stitch, meta"
-    if path.is_dir():
-        raise ArtifactError(f"{path}: is a folder where an SAE file (.st) was expected", hint)
     header = h.expect(container.read_header(path), h.SAE, str(path), hint)
     tensors = container.read_contents(path).tensors
     if "W_dec" not in tensors or len(tensors["W_dec"].shape) != 2:
@@ -191,8 +189,10 @@ def _check_ladder(inputs: list[_Look], console: Console) -> None:
 
 
 def _check_mergeable(inputs: list[_Look]) -> None:
+    from saetool.core.sae import RANKED
+
     for i in inputs:
-        if i.inference in ("topk", "batchtopk"):
+        if i.inference in RANKED:
             raise ConfigError(
                 f"{i.name}: latents of a {i.inference} SAE without a threshold cannot be put into another SAE",
                 f"saetool threshold {i.name} -o WITH-THRESHOLD.st, and stitch that",

@@ -78,7 +78,7 @@ def threshold(
     check_site(loaded, cache, console)
     size = _batch_size(loaded, batch_size, cache, console)
     n_batches = _batches(cache, size, batches, console)
-    target = out or Path("-" if str(sae) == "-" else sae.with_name(f"{sae.stem}-threshold.st"))
+    target = out or (Path("-") if str(sae) == "-" else sae_files.beside(sae, "threshold"))
     options = {"method": method, "l0": k, "batches": n_batches, "batch_size": size, "seed": seed}
     plan = h.Plan(
         "threshold",

@@ -4,11 +4,15 @@
     topk        z keeps the k largest of max(p, 0) in each row            (Gao et al. 2024, arXiv 2406.04093)
     batch_topk  z keeps the n·k largest of max(p, 0) over n rows at once  (Bussmann et al. 2024, arXiv 2412.06410)
     jumprelu    z = p · 1[p > θ]                                          (Rajamanoharan et al. 2024, arXiv 2407.14435)
+    groupmax    z keeps the largest of max(p, 0) in each of k groups of neighbouring latents             (sparsify)
+    matching_pursuit  z is built in steps: the decoder row that fits the rest of x best, as much of it as fits, and
+                again on what is left                                                                     (SAELens)
 
 p are the pre-activations. Kept values are unchanged; a selected zero is no activation: count active as z > 0.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -20,6 +24,48 @@ def topk(p: Float[Tensor, "n d_sae"], k: int) -> Float[Tensor, "n d_sae"]:
     positive = p.relu()
     values, indices = positive.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(positive).scatter(-1, indices, values)
+
+
+def groupmax(p: Float[Tensor, "n d_sae"], k: int) -> Float[Tensor, "n d_sae"]:
+    """Keep the largest positive value of each of ``k`` equal groups of neighbouring latents, zero the rest."""
+    groups = p.relu().unflatten(1, (k, -1))
+    values, indices = groups.max(dim=2, keepdim=True)
+    return torch.zeros_like(groups).scatter(2, indices, values).flatten(1)
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """When matching pursuit stops: after so many steps, or for a row earlier."""
+
+    max_iterations: int
+    residual_threshold: float
+    """A row is done when the norm of what is left is below this; 0: never for that reason."""
+    stop_on_duplicate_support: bool
+    """A row is done when a step added no latent."""
+
+
+def matching_pursuit(
+    x: Float[Tensor, "n d_in"], rows: Float[Tensor, "d_sae d_in"], pursuit: Pursuit
+) -> Float[Tensor, "n d_sae"]:
+    """Activations of the decoder ``rows`` for ``x``: in each step the row with the largest ⟨rest, row⟩ > 0 gets that
+    much, and it is taken off the rest."""
+    z, rest = torch.zeros(len(x), len(rows), dtype=x.dtype, device=x.device), x.clone()
+    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    before = z != 0
+    for _ in range(pursuit.max_iterations):
+        values, indices = (rest @ rows.T).relu().max(dim=1)
+        values = values.masked_fill(done, 0.0)
+        z.scatter_add_(1, indices[:, None], values[:, None])
+        rest = rest - values[:, None] * rows[indices]
+        support = z != 0
+        if pursuit.stop_on_duplicate_support:
+            done |= (support == before).all(dim=1)
+        before = support
+        if pursuit.residual_threshold > 0:
+            done |= rest.norm(dim=1) < pursuit.residual_threshold
+        if done.all():
+            break
+    return z
 
 
 def batch_topk_cut(

@@ -4,6 +4,9 @@
     z  = activation(p)                        relu | topk | batchtopk | jumprelu (core/activations.py)
     x̂  = z W_dec + b_dec
 
+An SAE trained on inputs that were normalised token by token (``normalization``, core/normalization.py) is given the
+raw x all the same: encode normalises it, decode undoes that. No weights can hold such a step, so it is not folded.
+
 At inference a BatchTopK SAE with a ``threshold`` is a JumpReLU SAE (eq. 8 of Leask et al., arXiv 2502.04878):
 z = p · 1[p > θ]. Tensor names and orientation are SAELens'.
 """
@@ -17,7 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.core import activations
+from saetool.core.normalization import NORMALIZATIONS, normalize, restore
 from saetool.errors import ConfigError
+
+RANKED = ("topk", "batchtopk", "matryoshka", "groupmax", "matching_pursuit")
+"""Ways to encode in which a latent's activation depends on the other latents: these cannot be put into another SAE."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,16 @@ class SAE:
     threshold: Float[Tensor, " d_sae"] | None
     """θ of each latent; where present, z = p · 1[p > θ] whatever ``arch`` says."""
     arch: str
-    """How it was trained, one of ``config.ARCHITECTURES``. A gated SAE is a JumpReLU with its ``threshold``."""
+    """How it was trained, one of ``config.ARCHITECTURES``, or of ``config.FOREIGN_ARCHITECTURES`` by another library. A
+    gated SAE is a JumpReLU with its ``threshold``."""
     k: int | None
-    """Active latents per token, for topk, batchtopk and a whole matryoshka."""
+    """Active latents per token, for topk, batchtopk and a whole matryoshka; groups of latents for groupmax."""
     subtract_b_dec: bool = True
     """Whether b_dec is subtracted from the input before the encoder."""
+    normalization: str = "none"
+    """What is done to each token before the encoder and undone after the decoder: one of ``NORMALIZATIONS``."""
+    pursuit: activations.Pursuit | None = None
+    """For matching_pursuit, whose W_enc is W_decᵀ and whose encoder is a loop."""
 
     @property
     def d_in(self) -> int:
@@ -63,7 +75,8 @@ class SAE:
         )
 
     def pre_activations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """p = (x − [c] b_dec) W_enc + b_enc."""
+        """p = (x − [c] b_dec) W_enc + b_enc, of the normalised x."""
+        x = normalize(x, self.normalization)
         if self.subtract_b_dec:
             x = x - self.b_dec
         return torch.addmm(self.b_enc, x, self.W_enc)
@@ -74,6 +87,10 @@ class SAE:
         A BatchTopK SAE without a threshold has no such encoding; ``batch=True`` asks for the training-time one,
         which selects among all rows of ``x`` together (so the result depends on the batch).
         """
+        if self.inference == "matching_pursuit":
+            assert self.pursuit is not None
+            x = normalize(x, self.normalization)
+            return activations.matching_pursuit(x - self.b_dec if self.subtract_b_dec else x, self.W_dec, self.pursuit)
         p = self.pre_activations(x)
         if batch and self.arch in ("batchtopk", "matryoshka") and self.k is not None:
             return activations.batch_topk(p, self._k())
@@ -83,6 +100,8 @@ class SAE:
                 return activations.jumprelu(p, self.threshold)
             case "topk":
                 return activations.topk(p, self._k())
+            case "groupmax":
+                return activations.groupmax(p, self._k())
             case "relu":
                 return p.relu()
             case _:
@@ -91,13 +110,29 @@ class SAE:
                     "estimate one first: saetool threshold SAE.st -o SAE.threshold.st",
                 )
 
-    def decode(self, z: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_in"]:
-        """x̂ = z W_dec + b_dec."""
-        return torch.addmm(self.b_dec, z, self.W_dec)
+    def decode(self, z: Float[Tensor, "n d_sae"], x: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
+        """x̂ = z W_dec + b_dec; an SAE that normalises each token needs its input ``x`` to undo that."""
+        if self.normalization == "none":
+            return torch.addmm(self.b_dec, z, self.W_dec)
+        if x is None:
+            raise ConfigError(
+                f"an SAE with {self.normalization} normalisation cannot decode without the input",
+                "its reconstruction depends on the mean and scale of each token",
+            )
+        return restore(torch.addmm(self.b_dec, z, self.W_dec), x, self.normalization)
 
     def _k(self) -> int:
         assert self.k is not None
         return self.k
+
+
+def require_plain(sae: SAE, what: str) -> None:
+    """Raise ``ConfigError`` if ``sae`` normalises each token: ``what`` needs x̂ to be linear in z."""
+    if sae.normalization != "none":
+        raise ConfigError(
+            f"{what} needs decoders that add up, and an SAE with {sae.normalization} normalisation rescales each token",
+            "use an SAE trained without it; cosines of its decoder rows, eval and autointerp work as they are",
+        )
 
 
 def fold_scale(sae: SAE, scale: float) -> SAE:
@@ -121,7 +156,7 @@ def fold_decoder_norms(sae: SAE) -> SAE:
     so other norms than 1 are refused for topk and batchtopk without a threshold. Zero rows are left as they are.
     """
     norms = sae.W_dec.norm(dim=1)
-    if sae.inference in ("topk", "batchtopk"):
+    if sae.inference in RANKED:
         if not torch.allclose(norms, torch.ones_like(norms), atol=1e-3):
             raise ConfigError(f"decoder norms of a {sae.inference} SAE cannot be folded: selection would change")
         norms = torch.ones_like(norms)
@@ -193,5 +228,11 @@ def check(sae: SAE, where: str) -> None:
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         if not math.isfinite(float(getattr(sae, name).abs().max())):
             raise ConfigError(f"{where}: {name} holds NaN or infinity")
+    if sae.normalization not in NORMALIZATIONS:
+        raise ConfigError(f"{where}: input normalisation {sae.normalization!r} is unknown")
+    if sae.inference == "groupmax" and not (sae.k and sae.k >= 1 and sae.d_sae % sae.k == 0):
+        raise ConfigError(f"{where}: {sae.k} groups of {sae.d_sae} latents")
+    if sae.inference == "matching_pursuit" and not (sae.pursuit and sae.pursuit.max_iterations >= 1):
+        raise ConfigError(f"{where}: a matching pursuit without the number of its steps")
     if sae.inference in ("topk", "batchtopk") and not (sae.k and 1 <= sae.k <= sae.d_sae):
         raise ConfigError(f"{where}: k={sae.k} with {sae.d_sae} latents")

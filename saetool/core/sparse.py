@@ -88,10 +88,10 @@ def _pairs(p: Tensor, flat: Tensor) -> Codes:
     return Codes(flat // d_sae, flat % d_sae, p.reshape(-1)[flat], n, d_sae)
 
 
-def decode(sae: SAE, codes: Codes) -> Float[Tensor, "n d_in"]:
-    """x̂ = z W_dec + b_dec."""
-    if len(codes.values) > DENSE_FROM * codes.n * codes.d_sae:
-        return sae.decode(codes.dense())
+def decode(sae: SAE, codes: Codes, x: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
+    """x̂ = z W_dec + b_dec; an SAE that normalises each token needs its input ``x`` (see ``SAE.decode``)."""
+    if sae.normalization != "none" or len(codes.values) > DENSE_FROM * codes.n * codes.d_sae:
+        return sae.decode(codes.dense(), x)
     counts = codes.counts
     starts = counts.cumsum(0) - counts
     x_hat = torch.nn.functional.embedding_bag(

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saetool.core.sae import SAE
+from saetool.core.sae import RANKED, SAE, require_plain
 from saetool.core.similarity import Similarity
 from saetool.errors import ConfigError
 
@@ -186,7 +186,8 @@ def stitched(small: SAE, large: SAE, latents: Bool[Tensor, " n_large"], bias: st
 
 def _absolute(sae: SAE) -> SAE:
     """The same encoder with nothing subtracted from its input and a threshold for every latent."""
-    if sae.inference in ("topk", "batchtopk"):
+    require_plain(sae, "a stitched SAE")
+    if sae.inference in RANKED:
         raise ConfigError(
             f"latents of a {sae.inference} SAE without a threshold cannot be put into another SAE",
             "estimate one first: saetool threshold SAE.st -o SAE.threshold.st",

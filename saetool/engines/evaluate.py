@@ -130,7 +130,7 @@ def reconstruct(
         }
         for sae, mine in zip(saes, sums, strict=True):
             codes = sparse.encode(sae, part.acts)
-            mine.add(part.acts, codes, sparse.decode(sae, codes), numbers)
+            mine.add(part.acts, codes, sparse.decode(sae, codes, part.acts), numbers)
         yield Read(len(part.acts))
     yield [_result(sae, mine, by) for sae, mine in zip(saes, sums, strict=True)]
 

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from saetool.artifacts.hub import first_line, network_errors
 from saetool.errors import BackendError
+
+__all__ = ["commit", "first_line", "network_errors"]
 
 
 def commit(name: str, kind: str, hint: str) -> str:
@@ -23,17 +26,3 @@ def commit(name: str, kind: str, hint: str) -> str:
             f"{name}: no such {kind} here, and the hub does not give it ({first_line(error)})", hint
         ) from None
     return Path(folder).name
-
-
-def network_errors() -> tuple[type[Exception], ...]:
-    """What a failing hub raises: ``OSError``, and the errors of its HTTP library (which has changed more than once, so
-    they are taken from the bases of the hub's own error)."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    bases = [c for c in HfHubHTTPError.__mro__ if issubclass(c, Exception) and c is not Exception]
-    return (OSError, *bases)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

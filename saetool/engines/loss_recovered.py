@@ -160,6 +160,6 @@ def _figures(sums: Float[Tensor, "*draws columns"]) -> dict[str, Tensor]:
 def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
     def x_hat(acts: Tensor) -> Tensor:
         x = acts.reshape(-1, acts.shape[-1]).float()
-        return sparse.decode(sae, sparse.encode(sae, x)).reshape(acts.shape)
+        return sparse.decode(sae, sparse.encode(sae, x), x).reshape(acts.shape)
 
     return x_hat

@@ -25,7 +25,7 @@ from saetool.core.interpolation import (
     groups,
     predict,
 )
-from saetool.core.sae import SAE
+from saetool.core.sae import SAE, require_plain
 from saetool.core.similarity import Similarity, random_max_cosines, similarity
 from saetool.core.stitch import Partition, Path, partition, path
 from saetool.engines.reader import Reader
@@ -120,6 +120,8 @@ def measure(
     Rows of ``reader`` in stored order, the first ``limit``. Raises ``ConfigError`` for an SAE that cannot encode
     single tokens.
     """
+    for sae in saes:
+        require_plain(sae, "stitching on data")
     reference = saes[0].b_dec.double().cpu()
     data = DataSums(reference)
     latents = [LatentSums(sae, reference) for sae in saes]

@@ -95,8 +95,8 @@ def check(sae: SAE, reader: Batches, batch_size: int, k: float | int, limit: int
         codes = sparse.above(p, floor)
         cut = smallest_kept(p, k, HINT * cut)
         counts.append(len(codes.values) / size)
-        error += _squared(x, sparse.decode(sae, codes))
-        error_batch += _squared(x, sparse.decode(sae, sparse.encode_batch(p, cut)))
+        error += _squared(x, sparse.decode(sae, codes, x))
+        error_batch += _squared(x, sparse.decode(sae, sparse.encode_batch(p, cut), x))
         exact = x.cpu().double()
         shift = exact.mean(0) if shift is None else shift  # any constant near the mean keeps the difference exact
         total = (exact - shift).sum(0) + (0 if total is None else total)

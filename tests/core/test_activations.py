@@ -1,5 +1,7 @@
 """Activation functions against their definitions."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import generator
@@ -59,3 +61,37 @@ def test_straight_through_gradients_are_the_papers_rectangle_kernel() -> None:
     theta.grad = None
     activations.step_ste(p, theta, eps).sum().backward()
     assert torch.allclose(theta.grad, -near.sum(0).double() / eps)
+
+
+def test_groupmax_keeps_the_largest_of_each_group() -> None:
+    p = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    z = activations.groupmax(p, 3)
+    for row, out in zip(p.tolist(), z.tolist(), strict=True):
+        for group in range(3):
+            part, kept = row[4 * group : 4 * group + 4], out[4 * group : 4 * group + 4]
+            best = max(range(4), key=part.__getitem__)
+            assert kept == pytest.approx([max(v, 0) if i == best else 0 for i, v in enumerate(part)])
+
+
+def test_matching_pursuit_finds_orthogonal_parts_exactly_and_stops() -> None:
+    rows = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1))).Q
+    wanted = torch.zeros(3, 8)
+    wanted[0, [1, 4]] = torch.tensor([2.0, 0.5])
+    wanted[1, 7] = 1.0
+    pursuit = activations.Pursuit(max_iterations=8, residual_threshold=1e-3, stop_on_duplicate_support=True)
+    assert torch.allclose(activations.matching_pursuit(wanted @ rows, rows, pursuit), wanted, atol=1e-5)
+    once = activations.Pursuit(max_iterations=1, residual_threshold=0.0, stop_on_duplicate_support=False)
+    first = activations.matching_pursuit(wanted @ rows, rows, once)
+    assert (first != 0).sum(1).tolist() == [1, 1, 0] and first[0, 1] == pytest.approx(2.0, abs=1e-5)
+
+
+def test_matching_pursuit_never_fits_worse_with_another_step() -> None:
+    g = torch.Generator().manual_seed(2)
+    rows = torch.nn.functional.normalize(torch.randn(30, 8, generator=g), dim=1)
+    x = torch.randn(16, 8, generator=g)
+    errors = []
+    for steps in range(1, 7):
+        z = activations.matching_pursuit(x, rows, activations.Pursuit(steps, 0.0, False))
+        assert (z >= 0).all()
+        errors.append((x - z @ rows).square().sum(1))
+    assert all((later <= earlier + 1e-6).all() for earlier, later in itertools.pairwise(errors))
