@@ -134,7 +134,7 @@ def test_bad_input_is_one_line(here: Path) -> None:
     save_sae(here / "wide.st", random_sae(d_in=20))
     (here / "cut.st").write_bytes((here / "jump.st").read_bytes()[:-7])
     refused(["threshold", "jump.st"], 2, "a jumprelu SAE has no threshold to estimate")
-    refused(["threshold", "acts"], 1, "acts: is a folder where an SAE file (.st) was expected")
+    refused(["threshold", "acts"], 1, "acts: is an activation cache where an SAE was expected")
     refused(["threshold", "raw.st", "missing"], 1, "missing: no such cache")
     refused(["eval", "raw.st"], 2, "BatchTopK SAE without a threshold")
     refused(["eval", "wide.st"], 1, "wide.st: made for activations of width 20, and acts holds width 16")
