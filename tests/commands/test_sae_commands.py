@@ -249,7 +249,7 @@ def test_bad_input_is_one_line(here: Path) -> None:
     refused(["threshold", "raw.st", "--precision", "0"], 2, "--precision 0.0: must be positive")
     refused(["threshold", "raw.st", "--batches", "1"], 2, "--batches must be at least 2")
     refused(["threshold", "raw.st", "--batch-size", "600"], 1, "two batches of 600 tokens are the least")
-    refused(["threshold", "acts"], 1, "acts: is a folder where an SAE file (.st) was expected")
+    refused(["threshold", "acts"], 1, "acts: is an activation cache where an SAE was expected")
     refused(["threshold", "raw.st", "missing"], 1, "missing: no such cache")
     refused(["eval", "raw.st"], 2, "BatchTopK SAE without a threshold")
     refused(["eval", "wide.st"], 1, "wide.st: made for activations of width 20, and acts holds width 16")

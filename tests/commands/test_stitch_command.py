@@ -290,7 +290,7 @@ def test_wrong_and_damaged_inputs_are_named(acts):
     Path("cut.st").write_bytes(Path("large.st").read_bytes()[:-20])
     for arguments, words in (
         (["small.st", "none.st"], "none.st: no such file"),
-        (["small.st", "acts"], "acts: is a folder where an SAE file (.st) was expected"),
+        (["small.st", "acts"], "acts: is an activation cache where an SAE was expected"),
         (["small.st", "r.json"], "r.json: is a stitching record (schema saetool/stitch@1) where an SAE was expected"),
         (["small.st", "cut.st"], "cut.st: cut off"),
         (["small.st", "large.st", "--acts", "large.st"], "large.st: is not an activation cache"),

@@ -76,6 +76,8 @@ def environment(work: Path, library: str) -> Path:
     constraints = home / "constraints.txt"
     constraints.write_text(f"torch=={torch.__version__.partition('+')[0]}\n")
     subprocess.run([str(python), "-m", "pip", "install", "-q", "-c", str(constraints), spec], check=True)
+    # It comes for another build of torch than a CPU's, and then transformers cannot be imported. Nothing here needs it.
+    subprocess.run([str(python), "-m", "pip", "uninstall", "-q", "-y", "torchvision"], check=True)
     (home / "done").touch()
     return python
 
@@ -242,8 +244,8 @@ def main() -> None:
     print(text)
     if options.readme:
         readme = ROOT / "README.md"
-        pattern = r"(<!-- interop: generated -->\n).*?(\n<!-- /interop -->)"
-        readme.write_text(re.sub(pattern, lambda m: m[1] + text + m[2], readme.read_text(), flags=re.DOTALL))
+        pattern = r"(<!-- interop: generated -->\n).*?(<!-- /interop -->)"
+        readme.write_text(re.sub(pattern, lambda m: m[1] + text + "\n" + m[2], readme.read_text(), flags=re.DOTALL))
     bad = [r for r in rows if r.imported and max(r.imported) > TOLERANCE]
     bad += [r for r in rows for v in r.exported.values() if isinstance(v, tuple) and max(v) > TOLERANCE]
     if bad:
