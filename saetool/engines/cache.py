@@ -21,14 +21,14 @@ from saetool.artifacts.cache import HELDOUT, ROW_TENSORS, TRAIN, CacheWriter
 from saetool.engines.model import (
     LanguageModel,
     ModelSource,
-    hidden_size,
     load_config,
     load_tokenizer,
     skeleton,
     special_ids,
 )
 from saetool.engines.packing import HELDOUT_RULE, Contexts, Corpus, tokenise
-from saetool.engines.source import Site, capture, find_site, parse_hook
+from saetool.engines.sites import Site, find_site, hidden_size, parse_hook
+from saetool.engines.source import capture
 from saetool.engines.text import Texts
 from saetool.errors import ConfigError
 
@@ -78,7 +78,7 @@ class Request:
 
     def plan(self, source: ModelSource, texts: Texts) -> h.Plan:
         """What the cache will be made of. Reads the text to hash it; tokenises nothing."""
-        hook = parse_hook(self.hook).hook_name
+        hook = parse_hook(self.hook).name
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         options = {**given, "hook": hook, "model": source.id, "revision": source.revision}
         return h.Plan("cache", h.CACHE, options, [texts.as_input()])
