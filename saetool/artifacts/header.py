@@ -17,7 +17,7 @@ from saetool import __version__
 from saetool.errors import ArtifactError
 
 SAE = "saetool/sae@1"
-CACHE = "saetool/cache@1"
+CACHE = "saetool/cache@2"
 SHARD = "saetool/shard@1"
 STATISTICS = "saetool/statistics@1"
 CHECKPOINT = "saetool/checkpoint@1"
@@ -108,6 +108,14 @@ class Header:
         }
 
 
+def _cache_2(data: dict[str, Any]) -> dict[str, Any]:
+    """cache@1 → cache@2: activations were stored in the model's type, and no text was split by near-duplicates."""
+    return {**data, "schema": CACHE, "config": {"storage": data.get("dtype"), **data.get("config", {})}}
+
+
+_MIGRATIONS = {"saetool/cache@1": _cache_2}
+"""Old schema → the header of the next one; what else changed is read where it is read."""
+
 _FIELDS = ("schema", "version", "config", "model", "inputs", "history", "seed", "dtype", "key")
 
 
@@ -115,6 +123,8 @@ def parse(data: Any, where: str) -> Header:
     """The header in ``data`` (parsed JSON). Raises ``ArtifactError`` naming ``where`` if it is none we can read."""
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
         raise ArtifactError(f"{where}: its saetool header is damaged (no schema)", "make the file again")
+    while data["schema"] in _MIGRATIONS:
+        data = _MIGRATIONS[data["schema"]](data)
     schema = data["schema"]
     if schema not in KINDS:
         known = {s.partition("@")[0]: s for s in KINDS}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from saetool.artifacts.cache import CacheWriter
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import CacheConfig
 from saetool.engines import cache as engine
 from saetool.engines import text as sources

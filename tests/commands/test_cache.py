@@ -15,7 +15,8 @@ import torch
 from conftest import tiny_documents
 from typer.testing import CliRunner, Result
 
-from saetool.artifacts.cache import HELDOUT, TRAIN, CacheWriter, open_cache
+from saetool.artifacts.cache import HELDOUT, TRAIN, open_cache
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.cli import app
 from saetool.config import CacheConfig
 
@@ -300,30 +301,29 @@ def test_a_run_that_died_between_shards_goes_on_and_ends_in_the_same_bytes(
     whole = files(made(invoke(*common, "-o", tmp_path / "whole")))
     n_shards = sum(name.startswith("shard") for name in whole)
     assert n_shards >= 4
-    add, added = CacheWriter.add, []
+    write, written = CacheWriter.write, []
 
-    def failing(self: CacheWriter, split: str, tensors: dict[str, torch.Tensor] | None) -> None:
-        if len(added) == 2:
+    def failing(self: CacheWriter, index: int, split: str, tensors: dict[str, torch.Tensor]) -> None:
+        if index == 2:
             raise RuntimeError("the disk has gone")
-        added.append(tensors is not None)
-        add(self, split, tensors)
+        if index < 2:
+            write(self, index, split, tensors)
 
     out = tmp_path / "acts"
     with monkeypatch.context() as patch:
-        patch.setattr(CacheWriter, "add", failing)
+        patch.setattr(CacheWriter, "write", failing)
         result = invoke(*common, "-o", out)
     assert isinstance(result.exception, RuntimeError)  # the writer's thread hides nothing
     assert not out.exists()
     (tmp_path / "acts.partial" / ".shard-00002.st.0123.tmp").write_bytes(b"half")
 
-    def counting(self: CacheWriter, split: str, tensors: dict[str, torch.Tensor] | None) -> None:
-        added.append(tensors is not None)
-        add(self, split, tensors)
+    def counting(self: CacheWriter, index: int, split: str, tensors: dict[str, torch.Tensor]) -> None:
+        written.append(index)
+        write(self, index, split, tensors)
 
-    added.clear()
-    monkeypatch.setattr(CacheWriter, "add", counting)
+    monkeypatch.setattr(CacheWriter, "write", counting)
     made(invoke(*common, "-o", out))
-    assert added == [False, False] + [True] * (n_shards - 2)
+    assert sorted(written) == list(range(2, n_shards))
     assert files(out) == whole
 
 
@@ -344,20 +344,20 @@ def test_killed_between_the_manifest_and_the_rename_only_renames(
 ) -> None:
     whole = files(made(invoke(*common, "-o", tmp_path / "acts")))
     os.rename(tmp_path / "acts", tmp_path / "acts.partial")
-    monkeypatch.setattr("saetool.engines.cache.capture", None)  # any forward pass would fail
+    monkeypatch.setattr("saetool.engines.cache.capture_all", None)  # any forward pass would fail
     assert files(made(invoke(*common, "-o", tmp_path / "acts"))) == whole
 
 
 SLOW = """
 import sys, time
-from saetool.artifacts.cache import CacheWriter
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import CacheConfig
 CacheConfig.shard_bytes = 16 * 16 * 32 * 4
-add = CacheWriter.add
-def slow(self, split, tensors):
-    add(self, split, tensors)
+write = CacheWriter.write
+def slow(self, index, split, tensors):
+    write(self, index, split, tensors)
     time.sleep(0.5)
-CacheWriter.add = slow
+CacheWriter.write = slow
 from saetool.cli import app
 sys.argv[0] = "saetool"
 app()
@@ -415,6 +415,9 @@ def test_bad_options_are_one_line_and_leave_nothing(
     common: list[object], tmp_path: Path, change: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if change[0] == "--hook":
+        common[common.index("--hook") + 1] = change.pop()
+        change = []
     result = invoke(*common, "-o", "acts", *change)
     assert result.exit_code == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("hint: ")]
