@@ -249,7 +249,7 @@ def norm_limits(lm: LanguageModel, prepared: Prepared, jobs: Sequence[Job], per_
         return [None] * len(jobs)
     corpus = prepared.corpus
     start, stop, _ = next(batches(corpus, corpus.train, per_batch))
-    found = read_batch(lm, [(job.site, None) for job in jobs], prepared, corpus.train, start, stop)
+    found = read_batch(lm, [(job.site, None) for job in jobs], prepared, corpus.train, np.arange(start, stop))
     return [prepared.request.max_norm * float(rows["acts"].float().norm(dim=1).median()) for rows in found]
 
 
@@ -274,7 +274,7 @@ def probe(lm: LanguageModel, prepared: Prepared, sites: Sequence[Site], per_batc
     ranges = [r for _, r in zip(range(16), batches(corpus, corpus.train, per_batch), strict=False)]
     while True:
         for start, stop, _ in ranges:
-            found = read_batch(lm, [(site, None) for site in sites], prepared, corpus.train, start, stop)
+            found = read_batch(lm, [(site, None) for site in sites], prepared, corpus.train, np.arange(start, stop))
             if not started:
                 started = time.perf_counter()
                 continue
@@ -301,7 +301,7 @@ def write(
                     if not active:
                         continue
                     sites = [(job.site, job.limit) for job in active]
-                    found = read_batch(lm, sites, prepared, contexts, start, stop)
+                    found = read_batch(lm, sites, prepared, contexts, np.arange(start, stop))
                     for job, part in zip(active, found, strict=True):
                         job.parts.append(part)
                         if last or stop % job.per_shard == 0:
@@ -321,14 +321,15 @@ def read_batch(
     sites: Sequence[tuple[Site, float | None]],
     prepared: Prepared,
     contexts: Contexts,
-    start: int,
-    stop: int,
+    chosen: np.ndarray,
+    *,
+    keep_on_device: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """The tensors of a shard for contexts ``start`` … ``stop`` − 1, for each of ``sites`` with its norm limit."""
-    ids, documents = contexts.take(start, stop)
+    """The tensors of a shard for contexts ``chosen``, for each of ``sites`` with its norm limit."""
+    ids, documents = contexts.pick(chosen)
     n, length = ids.shape
     keep = torch.from_numpy(prepared.rows.keep(ids)).view(-1)
-    numbers = contexts.first + np.arange(start, stop, dtype=np.int32)
+    numbers = (contexts.first + chosen).astype(np.int32)
     grids = {
         "tokens": ids,
         "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (n, length)),
@@ -341,7 +342,7 @@ def read_batch(
     found = capture_all(lm, [site for site, _ in sites], torch.from_numpy(ids).long())
     return [
         {
-            "acts": acts.cpu(),
+            "acts": acts if keep_on_device else acts.cpu(),
             **{name: tensor[kept] for name, tensor in flat.items()},
             "input_ids": torch.from_numpy(padded),
         }

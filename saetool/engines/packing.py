@@ -106,10 +106,21 @@ class Contexts:
         part = slice(start * self.body, stop * self.body)
         ids = self.ids[part].reshape(stop - start, -1)
         documents = self.documents[part].reshape(stop - start, -1)
-        if self.bos is not None:
-            ids = np.concatenate([np.full_like(ids[:, :1], self.bos), ids], axis=1)
-            documents = np.concatenate([documents[:, :1], documents], axis=1)
-        return ids, documents
+        return self._with_bos(ids, documents)
+
+    def _with_bos(self, ids: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.bos is None:
+            return ids, documents
+        beginning = np.full_like(ids[:, :1], self.bos)
+        return np.concatenate([beginning, ids], axis=1), np.concatenate([documents[:, :1], documents], axis=1)
+
+    def pick(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``take`` of any contexts, int64 [n]; the shorter last one alone."""
+        if len(numbers) == 1 or np.array_equal(numbers, np.arange(numbers[0], numbers[0] + len(numbers))):
+            return self.take(int(numbers[0]), int(numbers[-1]) + 1)
+        assert numbers.max() < self.n_full
+        at = numbers[:, None] * self.body + np.arange(self.body)
+        return self._with_bos(self.ids[at], self.documents[at])
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         """Ranges that cover contexts ``start`` … ``stop`` − 1, ``size`` at a time, the shorter last one alone."""
