@@ -172,6 +172,14 @@ def prepare(request: Request, source: ModelSource, texts: Texts, hooks: Sequence
     bos = first if request.bos else None
     candidates = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
     separator = next((i for i in candidates if i is not None), None)
+    corpus = reading(request, texts, tokenizer, bos, separator)
+    special = set() if request.keep_special else special_ids(tokenizer)
+    rows = Rows(np.array(sorted(special), dtype=np.int32), first=request.keep_special)
+    return Prepared(request, source, texts.name, config, tokenizer, sites, widths, corpus, rows, bos, separator)
+
+
+def reading(request: Request, texts: Texts, tokenizer: Any, bos: int | None, separator: int | None) -> Corpus:
+    """The text, tokenised by a thread of its own; the first context is there."""
     documents = encoded(texts.open(), lambda batch: tokenizer(batch, add_special_tokens=False)["input_ids"])
     corpus = Corpus(
         ahead(documents),
@@ -182,9 +190,7 @@ def prepare(request: Request, source: ModelSource, texts: Texts, hooks: Sequence
         limit=request.tokens,
     )
     corpus.grow(corpus.train, 1)
-    special = set() if request.keep_special else special_ids(tokenizer)
-    rows = Rows(np.array(sorted(special), dtype=np.int32), first=request.keep_special)
-    return Prepared(request, source, texts.name, config, tokenizer, sites, widths, corpus, rows, bos, separator)
+    return corpus
 
 
 def count_rows(contexts: Contexts, rows: Rows) -> int:

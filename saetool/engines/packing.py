@@ -298,7 +298,7 @@ def encoded(texts: Iterable[str], encode: Callable[[list[str]], list[list[int]]]
     yield Encoded(index, None, np.empty(0, dtype=np.int32), duplicates, empty + without_token)
 
 
-def ahead(documents: Iterator[Encoded], size: int = 4096) -> Generator[Encoded]:
+def ahead(documents: Iterator[Encoded], size: int = 128) -> Generator[Encoded]:
     """``documents``, read by a thread of their own, at most ``size`` ahead; what it raises is raised here.
 
     The thread ends with the iterator. `tokenizers` encodes outside Python's lock, on all processors.

@@ -21,6 +21,8 @@ BLOCK = 1024
 """Consecutive rows that are read in one piece: some ten contexts."""
 BUFFER_NUMBERS = 2**27
 """Numbers in a mixing buffer: 256 MiB of bfloat16, 233 thousand rows of width 576. There are two buffers."""
+GATHERED = 256
+"""Rows that are gathered and made float32 at once."""
 
 __all__ = ["BLOCK", "BUFFER_NUMBERS", "Order", "Reader", "Statistics", "select_rows"]
 
@@ -95,9 +97,25 @@ class Reader:
         parts = []
         for buffer, first, end in self._order.spans(step * size, size):
             rows = self._order.mixing(buffer)[first:end]
-            held = self._buffer(buffer)
-            parts.append({name: tensor.index_select(0, rows) for name, tensor in held.items()})
-        return self._finish(_cat(parts))
+            parts.append((self._buffer(buffer), rows))
+        if self.device == "cpu":
+            return self._gathered(parts, size)
+        picked = [{name: tensor.index_select(0, rows) for name, tensor in held.items()} for held, rows in parts]
+        return self._finish(_cat(picked))
+
+    def _gathered(self, parts: list[tuple[dict[str, Tensor], Tensor]], size: int) -> Tensor:
+        """Chosen rows of buffers, float32 and scaled, a few at a time, in the processor's cache."""
+        out, at = torch.empty(size, self.d_in), 0
+        for held, rows in parts:
+            for chosen in rows.split(GATHERED):
+                piece = out[at : at + len(chosen)]
+                piece.copy_(held["acts"].index_select(0, chosen))
+                if "scales" in held:
+                    piece.mul_(held["scales"].index_select(0, chosen)[:, None])
+                if self.scale != 1.0:
+                    piece.mul_(self.scale)
+                at += len(chosen)
+        return out
 
     def _buffer(self, wanted: tuple[int, int]) -> dict[str, Tensor]:
         """The rows that ``wanted`` mixes, as stored; those of the next buffer are being read from now on."""

@@ -9,6 +9,7 @@ machine processor time (all threads) is the steadier figure.
 """
 
 import argparse
+import dataclasses
 import os
 import tempfile
 import time
@@ -87,7 +88,8 @@ def bench_pass(args: argparse.Namespace) -> None:
     def cached() -> None:
         with tempfile.TemporaryDirectory() as folder:
             writer = CacheWriter(Path(folder) / "acts", plan, storage=request.storage)
-            prepared = engine.prepare(request, source, texts, [hook])
+            corpus = engine.reading(request, texts, first.tokenizer, first.bos_id, first.separator_id)
+            prepared = dataclasses.replace(first, corpus=corpus)
             for _ in engine.write(lm, prepared, [engine.Job(hook, site, writer, per_shard)], per_batch):
                 pass
             writer.close()
@@ -98,7 +100,7 @@ def bench_pass(args: argparse.Namespace) -> None:
 
 
 def bench_write(args: argparse.Namespace) -> None:
-    """Shards through the writer (sums, hash, record, fsync) : the same tensors by safetensors, with and without fsync."""
+    """Shards through the writer (sums, hash, record, fsync) : the same tensors by safetensors."""
     rows = torch.randn(args.rows, args.d).to(getattr(torch, args.dtype))
     per_shard = CacheConfig.shard_bytes // (args.d * rows.element_size())
     shards = [_shard(part) for part in rows.split(per_shard)]
