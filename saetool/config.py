@@ -25,9 +25,13 @@ class CacheConfig:
     heldout: float = 0.1
     """Share of the documents that ``train`` never sees."""
     dtype: str = "bf16"
-    """Of model and storage. Fixed, not chosen by device: a result must not depend on the machine."""
-    batch_size: int = 4096
-    """In tokens, per forward pass; whole contexts are used."""
+    """Of the model. Fixed, not chosen by device: a result must not depend on the machine."""
+    store: str | None = None
+    """How activations are stored; None: in the model's type."""
+    center: bool = False
+    """Subtract each row's mean over its dimensions, for SAEs of weights that TransformerLens has processed."""
+    batch_size: int | None = None
+    """In tokens, per forward pass; whole contexts are used. None: from memory."""
     shard_bytes: int = 64 * 1024 * 1024
     """Activations per shard, about. A shard is what an interrupted run can lose."""
 
@@ -49,7 +53,11 @@ PRESETS = {
     ),
 }
 
-DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32"}
+DTYPES = {
+    "bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16", "fp32": "float32",
+    "float32": "float32",
+}  # fmt: skip
+STORES = {**DTYPES, "int8": "int8"}
 
 
 ARCHITECTURES = ("batchtopk", "topk", "relu", "jumprelu", "gated", "matryoshka")

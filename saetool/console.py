@@ -77,10 +77,10 @@ class Console:
         RichConsole(stderr=True).print(drawn)
 
     @contextmanager
-    def progress(self, label: str, total: int, unit: str = "it", done: int = 0) -> Iterator[Advance]:
+    def progress(self, label: str, total: int | None, unit: str = "it", done: int = 0) -> Iterator[Advance]:
         """A progress bar with rate and time left; without a terminal, a plain line now and then.
 
-        ``done`` of ``total`` are finished already (a resumed run).
+        ``done`` of ``total`` are finished already (a resumed run). ``total`` is None where it is not known.
         """
         if self.quiet:
             yield lambda n=1, note="": None
@@ -117,7 +117,7 @@ class Console:
             print(f"{name}: {value}", flush=True)
 
 
-def _plain_progress(console: Console, label: str, total: int, unit: str, done: int) -> Advance:
+def _plain_progress(console: Console, label: str, total: int | None, unit: str, done: int) -> Advance:
     import time
 
     start = last = time.monotonic()
@@ -127,17 +127,18 @@ def _plain_progress(console: Console, label: str, total: int, unit: str, done: i
         nonlocal count, last
         count += n
         now = time.monotonic()
-        if now - last >= 20 or count >= total > count - n:
+        if now - last >= 20 or (total is not None and count >= total > count - n):
             rate = (count - done) / max(now - start, 1e-9)
-            left = (total - count) / max(rate, 1e-9)
-            end = f", {left:.0f} s left" if count < total else f" in {now - start:.0f} s"
-            console.say(f"{label}: {count:,}/{total:,} {unit}, {rate:,.0f} {unit}/s{end}{' ' + note if note else ''}")
+            end, of = f" in {now - start:.0f} s", "" if total is None else f"/{total:,}"
+            if total is not None and count < total:
+                end = f", {(total - count) / max(rate, 1e-9):.0f} s left"
+            console.say(f"{label}: {count:,}{of} {unit}, {rate:,.0f} {unit}/s{end}{' ' + note if note else ''}")
             last = now
 
     return advance
 
 
-def _drawn_progress(label: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+def _drawn_progress(label: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
     from rich.console import Console as RichConsole
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
     from rich.table import Column
@@ -147,10 +148,12 @@ def _drawn_progress(label: str, total: int, unit: str, done: int) -> Iterator[Ad
         """Done, of how many, rate, time left."""
 
         def render(self, task: Any) -> Text:
-            text = f"{task.completed:,.0f}/{task.total:,.0f}"
+            text = f"{task.completed:,.0f}" + (f"/{task.total:,.0f}" if task.total is not None else "")
             if task.speed:
+                text += f" · {task.speed:,.0f} {unit}/s"
+            if task.speed and task.total is not None:
                 seconds = int((task.total - task.completed) / task.speed)
-                text += f" · {task.speed:,.0f} {unit}/s · {seconds // 60}:{seconds % 60:02} left"
+                text += f" · {seconds // 60}:{seconds % 60:02} left"
             return Text(text, no_wrap=True)
 
     one_line = Column(no_wrap=True, overflow="ellipsis")

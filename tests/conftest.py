@@ -10,7 +10,8 @@ from torch import Tensor
 from saetool.artifacts import cache as cache_files
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
-from saetool.artifacts.cache import Cache, CacheWriter
+from saetool.artifacts.cache import Cache
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.core.sae import SAE, unit_rows
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

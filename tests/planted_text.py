@@ -6,7 +6,8 @@ import torch
 
 from saetool.artifacts import cache as cache_files
 from saetool.artifacts import header as h
-from saetool.artifacts.cache import Cache, CacheWriter
+from saetool.artifacts.cache import Cache
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.core.sae import SAE
 
 V, CTX, N_DOCUMENTS, CONTEXTS_PER_DOCUMENT = 24, 64, 60, 6

@@ -4,6 +4,8 @@
 the raw tensors, and its first two parts are read here directly, which also catches truncation.
 """
 
+import errno
+import hashlib
 import json
 import math
 import os
@@ -23,12 +25,19 @@ from saetool.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
-METADATA_KEY = "saetool"
+METADATA_KEY, METADATA = "saetool", "__metadata__"
 _MAX_HEADER = 100_000_000  # the safetensors format's own limit
 _ITEM_SIZE = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4,
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
+_DTYPE_CODES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+_RANK = ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"]
+"""safetensors' order of types: a file holds the last of these first."""
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ def _parse_table(raw: bytes, size: int, where: str) -> tuple[dict[str, TensorInf
         raise ArtifactError(f"{where}: cut off inside its header ({size} bytes)", "make or copy it again")
     try:
         table = json.loads(raw[8 : 8 + n])
-        metadata = dict(table.pop("__metadata__", {}))
+        metadata = dict(table.pop(METADATA, {}))
         tensors = {name: TensorInfo(t["dtype"], tuple(t["shape"])) for name, t in table.items()}
         spans = {name: (int(t["data_offsets"][0]), int(t["data_offsets"][1])) for name, t in table.items()}
         end = max((last for _, last in spans.values()), default=0)
@@ -265,7 +274,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         os.chmod(temporary, mode)
         os.replace(temporary, target)
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from None
+        hint = "free some space there, or choose another output with -o" if error.errno == errno.ENOSPC else None
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})", hint) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -289,13 +299,53 @@ def write_bytes(path: Path, data: bytes) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: h.Header) -> str:
-    """Write a ``.st`` file atomically and return its SHA-256. ``-`` writes to standard output, if no terminal."""
-    from safetensors.torch import save
+    """Write a ``.st`` file atomically and return its SHA-256. ``-`` writes to standard output, if no terminal.
 
+    The tensors go to the file from where they are; safetensors' own ``save`` copies them twice on the way.
+    """
     if str(path) == "-" and sys.stdout.isatty():
         raise ArtifactError("refusing to write tensors to a terminal", "redirect it, or give -o FILE.st")
+    prefix, parts = _layout(tensors, {METADATA_KEY: h.canonical(header.to_json())})
+    if str(path) == "-":
+        return write_bytes(path, b"".join([prefix, *parts]))
+    digest = hashlib.sha256()
+    with atomic_file(path) as file:
+        for part in (memoryview(prefix), *parts):
+            for start in range(0, len(part), _PIECE):  # hashed while it is in the processor's cache
+                piece = part[start : start + _PIECE]
+                digest.update(piece)
+                file.write(piece)
+    return digest.hexdigest()
+
+
+def _layout(tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> tuple[bytes, list[memoryview]]:
+    """Length and header of a safetensors file, and the bytes of its tensors in the order of the file."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    return write_bytes(path, save(plain, metadata={METADATA_KEY: h.canonical(header.to_json())}))
+    names = {str(t.dtype): t.dtype for t in plain.values()}
+    codes = {dtype: _dtype_code(name) for name, dtype in names.items()}
+    order = sorted(plain, key=lambda name: (-_RANK.index(codes[plain[name].dtype]), name))
+    table: dict[str, Any] = {METADATA: metadata}
+    parts, end = [], 0
+    for name in order:
+        tensor = plain[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        table[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        if end > start:
+            parts.append(memoryview(tensor.reshape(-1).view(_bytes_type()).numpy()))
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, parts
+
+
+def _bytes_type() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def _dtype_code(name: str) -> str:
+    """safetensors' word for a torch dtype: ``torch.bfloat16`` → ``BF16``."""
+    return _DTYPE_CODES[name.removeprefix("torch.")]
 
 
 def json_bytes(header: h.Header, payload: Mapping[str, Any]) -> bytes:

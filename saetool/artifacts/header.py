@@ -17,7 +17,7 @@ from saetool import __version__
 from saetool.errors import ArtifactError
 
 SAE = "saetool/sae@1"
-CACHE = "saetool/cache@1"
+CACHE = "saetool/cache@2"
 SHARD = "saetool/shard@1"
 STATISTICS = "saetool/statistics@1"
 CHECKPOINT = "saetool/checkpoint@1"
@@ -45,10 +45,6 @@ KINDS = {
     REPORT: "a report",
     EXPORT: "an SAE exported for another library",
 }
-
-
-_MIGRATED = {"saetool/trainlog@1": TRAIN_LOG}
-"""Older schemas that are read: trainlog@1 had this program's metric names (``train_log.ours`` takes both)."""
 
 
 def canonical(value: Any) -> str:
@@ -114,6 +110,19 @@ class Header:
         }
 
 
+def _cache_2(data: dict[str, Any]) -> dict[str, Any]:
+    """cache@1 → cache@2: activations were stored in the model's type, and no text was split by near-duplicates."""
+    return {**data, "schema": CACHE, "config": {"storage": data.get("dtype"), **data.get("config", {})}}
+
+
+def _train_log_2(data: dict[str, Any]) -> dict[str, Any]:
+    """trainlog@1 had this program's metric names, which ``train_log.ours`` takes beside SAELens'."""
+    return {**data, "schema": TRAIN_LOG}
+
+
+_MIGRATIONS = {"saetool/cache@1": _cache_2, "saetool/trainlog@1": _train_log_2}
+"""Old schema → the header of the next one; what else changed is read where it is read."""
+
 _FIELDS = ("schema", "version", "config", "model", "inputs", "history", "seed", "dtype", "key")
 
 
@@ -121,7 +130,9 @@ def parse(data: Any, where: str) -> Header:
     """The header in ``data`` (parsed JSON). Raises ``ArtifactError`` naming ``where`` if it is none we can read."""
     if not isinstance(data, dict) or not isinstance(data.get("schema"), str):
         raise ArtifactError(f"{where}: its saetool header is damaged (no schema)", "make the file again")
-    schema = _MIGRATED.get(data["schema"], data["schema"])
+    while data["schema"] in _MIGRATIONS:
+        data = _MIGRATIONS[data["schema"]](data)
+    schema = data["schema"]
     if schema not in KINDS:
         known = {s.partition("@")[0]: s for s in KINDS}
         name = schema.partition("@")[0]
@@ -135,7 +146,7 @@ def parse(data: Any, where: str) -> Header:
     if missing:
         raise ArtifactError(f"{where}: its saetool header lacks {', '.join(missing)}", "make the file again")
     return Header(
-        **{name: data[name] if name != "schema" else schema for name in _FIELDS},
+        **{name: data[name] for name in _FIELDS},
         extra={name: value for name, value in data.items() if name not in _FIELDS},
     )
 

@@ -9,8 +9,9 @@ import typer
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
-from saetool.artifacts.cache import TRAIN, Cache, open_cache
-from saetool.config import ARCHITECTURES, RECIPES, TrainConfig
+from saetool.artifacts.cache import open_cache
+from saetool.commands.train_source import CacheSource, LiveSource, Source, Wanted
+from saetool.config import ARCHITECTURES, RECIPES, CacheConfig, TrainConfig
 from saetool.console import Console
 from saetool.errors import ArtifactError, ConfigError
 from saetool.options import (
@@ -29,6 +30,7 @@ from saetool.options import (
 )
 
 SAES, OPTIMIZER, SPARSITY, START = "The SAE", "Optimisation", "Sparsity and dead latents", "Starting point"
+LIVE = "A model in place of a cache"
 CHOICES = {
     "arch": ARCHITECTURES,
     "penalty": ("l0", "tanh"),
@@ -145,6 +147,23 @@ def train(
             help="Tokens between resamplings of dead latents (relu).", show_default="never", rich_help_panel=SPARSITY
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Compute activations while training: hub id, folder or .gguf.", rich_help_panel=LIVE),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Files, folders or globs of text, as of saetool cache.", rich_help_panel=LIVE),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="A dataset of the hub as text.", rich_help_panel=LIVE)] = None,
+    hook: Annotated[str | None, typer.Option(help="Where in the model.", rich_help_panel=LIVE)] = None,
+    layer: Annotated[int | None, typer.Option(help="Short for blocks.L.hook_resid_post.", rich_help_panel=LIVE)] = None,
+    ctx_len: Annotated[
+        int, typer.Option("--ctx-len", "--context-size", help="Tokens per context.", rich_help_panel=LIVE)
+    ] = CacheConfig.ctx_len,
+    max_norm: Annotated[
+        float | None, typer.Option(help="Drop rows above this multiple of the median norm.", rich_help_panel=LIVE)
+    ] = CacheConfig.max_norm,
     out: Annotated[
         str,
         typer.Option("-o", "--out", help="The SAE; {latents} in it is the width.", rich_help_panel="Files"),
@@ -178,12 +197,14 @@ def train(
     """Train sparse autoencoders on the train split of a cache.
 
     Several widths share one read of the data; each file equals the one trained alone. Under torchrun the batch is
-    divided among the processes.
+    divided among the processes. With --model or --text no cache is needed: a model computes activations meanwhile.
 
     Example: saetool train acts --arch batchtopk --k 32 --latents 768,1536 -o 'sae-{latents}.st'
     """
-    cache = open_cache(acts)
-    base, widths = _base(preset, like, cache)
+    console = Console(quiet=quiet, as_json=json_)
+    wanted_live = Wanted(model, text or [], dataset, hook, layer, ctx_len, max_norm)
+    source: Source = LiveSource(wanted_live, console) if wanted_live.any() else CacheSource(open_cache(acts))
+    base, widths = _base(preset, like, source)
     given = {n for n in context.params if context.get_parameter_source(n).name != "DEFAULT"}  # type: ignore[union-attr]
     texts = {"tokens": tokens, "dead_after": dead_after, "resample": resample}
     chosen: dict[str, Any] = {}
@@ -203,31 +224,31 @@ def train(
         raise ConfigError(f"--log-every {log_every}: must be at least 1")
     if len(widths) > 1 and base.arch != "matryoshka" and "{latents}" not in out:
         raise ConfigError(f"-o {out}: {len(widths)} widths need {{latents}} in the name", "-o 'sae-{latents}.st'")
-    console = Console(quiet=quiet, as_json=json_)
 
     from saetool.commands.train_run import Product, Run
     from saetool.engines.recipe import n_steps, options_of, resolve
 
     products = []
     for config, prefixes in _configs(base, widths):
-        config = resolve(config, cache.d_in)
+        config = resolve(config, source.d_in)
         for width in prefixes or (config.latents,):
-            options = options_of(config) | ({"prefix": width} if width < config.latents else {})
-            plan = h.Plan("train", h.SAE, options, [cache.as_input()], [cache.header])
+            prefix = {"prefix": width} if width < config.latents else {}
+            options = {**options_of(config), **source.options, **prefix}
+            plan = h.Plan("train", h.SAE, options, source.inputs, source.parents)
             products.append(Product(Path(out.replace("{latents}", str(width))), plan, config, width))
     if base.arch == "matryoshka" and "{latents}" not in out:
         products = products[-1:]
-    rows = cache.rows(TRAIN)
     if dry_run:
+        rows = source.n_rows()
         recipe = RECIPES.get(preset or "")
         console.plan(
             {
-                "input": f"{acts}: {rows:,} rows of {cache.d_in}",
+                "input": f"{source.name}: {rows:,} rows of {source.d_in}",
                 **({"preset": f"{preset}: {recipe.source}", "differs": recipe.differs} if recipe else {}),
                 "steps": n_steps(base),
                 "epochs": round(base.tokens / max(rows, 1), 2),
                 **{str(p.path): json.dumps(dict(p.plan.options)) for p in products},
-                "parameters_and_optimizer_bytes": sum(2 * cache.d_in * p.config.latents * 12 for p in products),
+                "parameters_and_optimizer_bytes": sum(2 * source.d_in * p.config.latents * 12 for p in products),
             }
         )
         return
@@ -241,7 +262,7 @@ def train(
             wanted.append(product)
     if not wanted:
         return
-    run = Run(console, cache, wanted, resolve_device(device), log, tensorboard)
+    run = Run(console, source, wanted, resolve_device(device), log, tensorboard)
     if export_partial:
         run.export_partial(overwrite=overwrite)
     else:
@@ -252,7 +273,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _base(preset: str | None, like: Path | None, cache: Cache) -> tuple[TrainConfig, list[int]]:
+def _base(preset: str | None, like: Path | None, source: Source) -> tuple[TrainConfig, list[int]]:
     """The config that options given explicitly are laid over, and its widths."""
     if preset is not None and like is not None:
         raise ConfigError("--preset and --like both say what to start from: give one of them")
@@ -271,9 +292,9 @@ def _base(preset: str | None, like: Path | None, cache: Cache) -> tuple[TrainCon
         if not entries:
             raise ArtifactError(f"{like}: was not trained by saetool train", "give its settings as options")
         used = entries[-1]["inputs"]
-        if cache.sha256 not in used:
-            raise ArtifactError(f"{cache.path}: is not the cache that {like} was trained on", "give that one")
-        config = config_of(entries[-1]["options"], cache.d_in)
+        if [i.sha256 for i in source.inputs] != used:
+            raise ArtifactError(f"{source.name}: is not what {like} was trained on", "give the same cache, or text")
+        config = config_of(entries[-1]["options"], source.d_in)
         return config, list(config.prefixes or (config.latents,))
     return TrainConfig(), [TrainConfig.latents]
 

@@ -12,19 +12,14 @@ import torch
 from saetool.artifacts import container, train_log
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
-from saetool.artifacts.cache import TRAIN, Cache
+from saetool.commands.train_source import Source
 from saetool.config import TrainConfig
 from saetool.console import Console, Interruption
-from saetool.core.median import geometric_median
 from saetool.engines import processes as parallel
 from saetool.engines import train as engine
-from saetool.engines.reader import Reader
 from saetool.engines.recipe import n_steps
 from saetool.engines.trainee import Trainee
 from saetool.errors import ArtifactError, BackendError, ConfigError
-
-MEDIAN_ROWS = 32_768
-"""Rows of the train split whose geometric median b_dec may start from."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Run:
     def __init__(
         self,
         console: Console,
-        cache: Cache,
+        source: Source,
         products: Sequence[Product],
         device: str,
         log: Path | None,
@@ -53,7 +48,7 @@ class Run:
         self.processes, self.device = parallel.join(device)
         self.first = self.processes.rank == 0
         self.console = console if self.first else Console(quiet=True, as_json=console.as_json)
-        self.cache, self.log, self.tensorboard = cache, log, tensorboard
+        self.source, self.log, self.tensorboard = source, log, tensorboard
         self.configs = list(dict.fromkeys(p.config for p in products))
         self.products = {config: [p for p in products if p.config == config] for config in self.configs}
         config = self.configs[0]
@@ -62,25 +57,16 @@ class Run:
                 f"--batch-size {config.batch_size}: cannot be divided among {self.processes.size} processes",
                 f"give a multiple of {self.processes.size}",
             )
-        mean_sq_norm = cache.statistics["mean_sq_norm"]
-        if not mean_sq_norm > 0:
-            raise ArtifactError(f"{cache.path}: all activations are zero", "cache another hook")
-        scale = (cache.d_in / mean_sq_norm) ** 0.5 if config.normalize else 1.0
-        self.reader = Reader(cache, TRAIN, seed=config.seed, device=self.device, scale=scale)
-        center = self._center(config)
-        self.trainees = [Trainee(c, cache.d_in, center, scale, self.device, self.processes) for c in self.configs]
+        self.reader = source.rows(config.seed, self.device)
+        statistics = self.reader.statistics
+        if not statistics.mean_sq_norm > 0:
+            raise ArtifactError(f"{source.name}: all activations are zero", "cache another hook")
+        scale = (source.d_in / statistics.mean_sq_norm) ** 0.5 if config.normalize else 1.0
+        self.reader.scale = scale
+        starts = {"mean": statistics.mean, "geometric-median": statistics.geometric_median}
+        center = starts.get(config.b_dec_init, torch.zeros(source.d_in))
+        self.trainees = [Trainee(c, source.d_in, center, scale, self.device, self.processes) for c in self.configs]
         self.last: dict[int, engine.Step] = {}
-
-    def _center(self, config: TrainConfig) -> torch.Tensor:
-        """Where b_dec starts, in raw units."""
-        match config.b_dec_init:
-            case "geometric-median":
-                rows = Reader(self.cache, TRAIN, seed=0).batch(0, min(MEDIAN_ROWS, self.reader.n_rows))
-                return geometric_median(rows)
-            case "zero":
-                return torch.zeros(self.cache.d_in)
-            case _:
-                return self.cache.moments()["mean"]
 
     def checkpoint(self, config: TrainConfig) -> Path:
         """Beside the last (of a matryoshka: the widest) file that this config makes."""
@@ -194,7 +180,7 @@ class Run:
                 "method": "running mean of the training batches' smallest kept values",
                 "value": value,
             }
-        model, seed = self.cache.header.model, trainee.config.seed
+        model, seed = self.source.model(), trainee.config.seed
         header = product.plan.header(config=config, model=model, seed=seed, dtype="float32")
         sha256 = sae_files.save(product.path, sae, header)
         self.console.emit(header, product.path, sha256, metrics)

@@ -1,15 +1,17 @@
-"""Caching: contexts → truncated forward pass → shards, with writing beside the forward pass.
+"""Caching: contexts → truncated forward pass → shards, with tokenising before it and writing beside it.
 
 A shard is a fixed run of whole forward batches of one split. So each shard is computed from the same batches whether
-or not the run was interrupted before it, and its bytes are the same.
+or not the run was interrupted before it, and whichever process computes it, and its bytes are the same. Several hooks
+are read in one pass, and each has its own cache, the same as if it had been read alone.
 """
 
 import dataclasses
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,27 +19,23 @@ import torch
 from torch import Tensor
 
 from saetool.artifacts import header as h
-from saetool.artifacts.cache import HELDOUT, ROW_TENSORS, TRAIN, CacheWriter
-from saetool.engines.model import (
-    LanguageModel,
-    ModelSource,
-    hidden_size,
-    load_config,
-    load_tokenizer,
-    skeleton,
-    special_ids,
-)
-from saetool.engines.packing import HELDOUT_RULE, Contexts, Corpus, tokenise
-from saetool.engines.source import Site, capture, find_site, parse_hook
+from saetool.artifacts.cache import HELDOUT, ROW_TENSORS, STORAGE, TRAIN
+from saetool.artifacts.cache_writer import CacheWriter
+from saetool.engines.model import LanguageModel, ModelSource, load_config, load_tokenizer, skeleton, special_ids
+from saetool.engines.packing import HELDOUT_RULE, Contexts, Corpus, ahead, encoded
+from saetool.engines.ranks import Ranks
+from saetool.engines.sites import Site, find_site, parse_hook, site_width
+from saetool.engines.source import capture_all
 from saetool.engines.text import Texts
 from saetool.errors import ConfigError
 
-ITEM_SIZE = {"bfloat16": 2, "float32": 4}
+N_WRITERS = 2
+"""Threads that sum, hash and write shards."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows are kept."""
+    """Which rows are kept, by their tokens."""
 
     special: np.ndarray
     """Token ids whose rows are dropped, int32, sorted; empty: none."""
@@ -52,36 +50,44 @@ class Rows:
         return kept
 
 
-@dataclass(frozen=True)
-class ShardPlan:
-    """One shard: contexts ``start`` … ``stop`` − 1 of ``split``."""
-
-    index: int
-    split: str
-    start: int
-    stop: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """The options that change the result, with their effective values."""
 
-    hook: str
     ctx_len: int
     bos: bool
     keep_special: bool
     heldout: float
     dtype: str
-    batch_size: int
+    """Of the model."""
+    storage: str
+    """One of ``STORAGE``."""
     tokens: int | None
+    batch_size: int | None = None
+    """In tokens; None: from memory, and then not part of the key: it changes rounding at most."""
     max_norm: float | None = None
+    center: bool = False
 
-    def plan(self, source: ModelSource, texts: Texts) -> h.Plan:
-        """What the cache will be made of. Reads the text to hash it; tokenises nothing."""
-        hook = parse_hook(self.hook).hook_name
+    def plan(self, hook_name: str, source: ModelSource, text: h.Input) -> h.Plan:
+        """What the cache of ``hook_name`` will be made of."""
         given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        options = {**given, "hook": hook, "model": source.id, "revision": source.revision}
-        return h.Plan("cache", h.CACHE, options, [texts.as_input()])
+        options = {**given, "hook": hook_name, "model": source.id, "revision": source.revision}
+        return h.Plan("cache", h.CACHE, options, [text])
+
+
+def hook_names(hooks: Sequence[str], source: ModelSource) -> list[str]:
+    """``hooks`` by the names under which they are recorded: a module path may be a place that has another name.
+
+    Raises ``ConfigError`` for what is no site of the model, and for a site that is named twice.
+    """
+    parsed = [parse_hook(hook) for hook in hooks]
+    names = [p.name for p in parsed]
+    if any(p.place is None for p in parsed):
+        model = skeleton(load_config(source))
+        names = [find_site(model, name).hook_name for name in names]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"--hook: {', '.join(hooks)} name a site twice")
+    return names
 
 
 @dataclass(frozen=True)
@@ -90,24 +96,29 @@ class Prepared:
 
     request: Request
     source: ModelSource
-    texts: Texts
+    text: str
+    """Name of the text."""
     config: Any
     """The model's `transformers` config."""
     tokenizer: Any
-    site: Site
-    """In the skeleton (no weights)."""
+    sites: dict[str, Site]
+    """By hook name; in the skeleton (no weights)."""
+    widths: dict[str, int]
+    """d of each site."""
     corpus: Corpus
+    """Read as far as the first contexts; a thread reads on."""
     rows: Rows
-    shards: list[ShardPlan]
-    per_batch: int
-    """Contexts per forward pass."""
-    d_in: int
     bos_id: int | None
     separator_id: int | None
 
-    @cached_property
-    def splits(self) -> dict[str, dict[str, int]]:
-        """Per split: rows (before any is dropped by its norm), contexts, documents, tokens."""
+    @property
+    def splits(self) -> dict[str, Contexts]:
+        """By name, in the order in which they are stored."""
+        return {TRAIN: self.corpus.train, HELDOUT: self.corpus.heldout}
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per split: rows (before any is dropped by its norm), contexts, documents, tokens. Reads all the text."""
+        self.corpus.grow(self.corpus.train, None)
         return {
             name: {
                 "rows": count_rows(contexts, self.rows),
@@ -115,25 +126,19 @@ class Prepared:
                 "documents": contexts.n_documents,
                 "tokens": contexts.n_tokens,
             }
-            for name, contexts in splits(self.corpus).items()
+            for name, contexts in self.splits.items()
         }
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all activations and row tensors."""
-        rows = sum(counts["rows"] for counts in self.splits.values())
-        return rows * (self.d_in * ITEM_SIZE[self.request.dtype] + 4 * len(ROW_TENSORS))
+    def row_bytes(self, hook: str) -> int:
+        """Bytes a row takes on disk."""
+        scale = 4 if self.request.storage == "int8" else 0
+        return self.widths[hook] * STORAGE[self.request.storage] + scale + 4 * len(ROW_TENSORS)
 
-    def tokens_of(self, shard: ShardPlan) -> int:
-        contexts = splits(self.corpus)[shard.split]
-        ranges = contexts.batches(shard.start, shard.stop, self.per_batch)
-        return sum(contexts.take(a, b)[0].size for a, b in ranges)
-
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self, hook: str, batch_size: int) -> dict[str, Any]:
         """The manifest's config: what is needed to use the cache."""
         names, request = self.tokenizer.convert_ids_to_tokens, self.request
         return {
-            "d_in": self.d_in,
+            "d_in": self.widths[hook],
             "ctx_len": request.ctx_len,
             "bos": None if self.bos_id is None else names(self.bos_id),
             "bos_id": self.bos_id,
@@ -142,8 +147,10 @@ class Prepared:
             "dropped_rows": [] if request.keep_special else ["position 0", "special tokens"],
             "dropped_ids": self.rows.special.tolist(),
             "dtype": request.dtype,
-            "batch_size": request.batch_size,
-            "text": self.texts.name,
+            "storage": request.storage,
+            "center": request.center,
+            "batch_size": batch_size,
+            "text": self.text,
             "tokens": request.tokens,
             **dataclasses.asdict(self.corpus.counts),
             "heldout": request.heldout,
@@ -151,112 +158,212 @@ class Prepared:
         }
 
 
-def prepare(request: Request, source: ModelSource, texts: Texts, shard_bytes: int) -> Prepared:
-    """Look the site up, tokenise and pack. Raises ``ConfigError`` or ``ArtifactError`` for what cannot work."""
+def prepare(request: Request, source: ModelSource, texts: Texts, hooks: Sequence[str]) -> Prepared:
+    """Look the sites up and begin to tokenise. Raises ``ConfigError`` or ``ArtifactError`` for what cannot work."""
     config = load_config(source)
-    site = find_site(skeleton(config), request.hook)
+    model = skeleton(config)
+    sites = {hook: find_site(model, hook) for hook in hooks}
+    widths = {hook: site_width(model, site) for hook, site in sites.items()}
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest and request.ctx_len > longest:
         raise ConfigError(f"--ctx-len {request.ctx_len}: the model reads at most {longest} tokens")
     tokenizer = load_tokenizer(source)
-    bos = tokenizer.bos_token_id if request.bos else None
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    bos = first if request.bos else None
     candidates = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id)
     separator = next((i for i in candidates if i is not None), None)
-    corpus = tokenise(
-        texts.open(),
-        lambda batch: tokenizer(batch, add_special_tokens=False)["input_ids"],
+    corpus = reading(request, texts, tokenizer, bos, separator)
+    special = set() if request.keep_special else special_ids(tokenizer)
+    rows = Rows(np.array(sorted(special), dtype=np.int32), first=request.keep_special)
+    return Prepared(request, source, texts.name, config, tokenizer, sites, widths, corpus, rows, bos, separator)
+
+
+def reading(request: Request, texts: Texts, tokenizer: Any, bos: int | None, separator: int | None) -> Corpus:
+    """The text, tokenised by a thread of its own; the first context is there."""
+    documents = encoded(texts.open(), lambda batch: tokenizer(batch, add_special_tokens=False)["input_ids"])
+    corpus = Corpus(
+        ahead(documents),
         separator=separator,
         bos=bos,
         ctx_len=request.ctx_len,
         heldout=request.heldout,
         limit=request.tokens,
     )
-    d_in = hidden_size(config)
-    per_batch = max(request.batch_size // request.ctx_len, 1)
-    shards = plan_shards(corpus, per_batch, shard_bytes // (request.ctx_len * d_in * ITEM_SIZE[request.dtype]))
-    special = set() if request.keep_special else special_ids(tokenizer)
-    rows = Rows(np.array(sorted(special), dtype=np.int32), first=request.keep_special)
-    return Prepared(
-        request, source, texts, config, tokenizer, site, corpus, rows, shards, per_batch, d_in, bos, separator
-    )
-
-
-def plan_shards(corpus: Corpus, per_batch: int, per_shard: int) -> list[ShardPlan]:
-    """Cut each split into shards of ``per_shard`` contexts, made whole batches of ``per_batch`` contexts."""
-    step = max(per_shard // per_batch, 1) * per_batch
-    ranges = [
-        (split, start, min(start + step, len(contexts)))
-        for split, contexts in splits(corpus).items()
-        for start in range(0, len(contexts), step)
-    ]
-    return [ShardPlan(i, *r) for i, r in enumerate(ranges)]
-
-
-def splits(corpus: Corpus) -> dict[str, Contexts]:
-    """The splits by name, in the order in which they are stored."""
-    return {TRAIN: corpus.train, HELDOUT: corpus.heldout}
+    corpus.grow(corpus.train, 1)
+    return corpus
 
 
 def count_rows(contexts: Contexts, rows: Rows) -> int:
-    """Rows that will be stored of ``contexts``."""
+    """Rows that will be stored of ``contexts``, by their tokens."""
     return sum(int(rows.keep(contexts.take(a, b)[0]).sum()) for a, b in contexts.batches(0, len(contexts), 4096))
 
 
-def norm_limit(lm: LanguageModel, site: Site, prepared: Prepared) -> float | None:
-    """The largest norm a row may have: ``max_norm`` times the median norm of the first forward batch's rows."""
+@dataclass
+class Job:
+    """One of the caches of a pass."""
+
+    hook: str
+    site: Site
+    """In the loaded model."""
+    writer: CacheWriter
+    per_shard: int
+    """Contexts per shard, whole batches."""
+    limit: float | None = None
+    """Rows of a larger norm are dropped."""
+    offset: int = 0
+    """Number of the first shard of the split."""
+    parts: list[dict[str, Tensor]] = field(default_factory=list)
+    """Of the shard that is being computed."""
+
+    def wants(self, start: int, ranks: Ranks) -> bool:
+        """Whether this process is to compute the shard of context ``start``."""
+        index = self.offset + start // self.per_shard
+        return index % ranks.world == ranks.rank and not self.writer.has(index)
+
+    def take(self) -> dict[str, Tensor]:
+        """The shard, put together."""
+        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+        self.parts = []
+        return whole
+
+
+def contexts_per_shard(prepared: Prepared, hook: str, per_batch: int, shard_bytes: int) -> int:
+    """Whole batches of about ``shard_bytes``; as if bfloat16 for int8, which is read as float32."""
+    row = prepared.widths[hook] * max(STORAGE[prepared.request.storage], 2)
+    return max(shard_bytes // (prepared.request.ctx_len * row * per_batch), 1) * per_batch
+
+
+def batches(corpus: Corpus, contexts: Contexts, size: int) -> Iterator[tuple[int, int, bool]]:
+    """Ranges of contexts, ``size`` at a time, as soon as they are tokenised, and whether it is the last one; the
+    shorter last context comes alone."""
+    start = 0
+    while True:
+        corpus.grow(contexts, start + size + 1)  # one more, to know whether more follows
+        stop = min(start + size, contexts.n_full)
+        if stop == start < len(contexts):
+            stop += 1
+        if stop > start:
+            yield start, stop, corpus.complete and stop == len(contexts)
+            start = stop
+        if corpus.complete and start == len(contexts):
+            return
+
+
+def norm_limits(lm: LanguageModel, prepared: Prepared, jobs: Sequence[Job], per_batch: int) -> list[float | None]:
+    """For each job, the largest norm a row may have: ``max_norm`` times the median norm of the first forward batch."""
     if prepared.request.max_norm is None:
-        return None
-    contexts = prepared.corpus.train
-    start, stop = next(iter(contexts.batches(0, len(contexts), prepared.per_batch)))
-    acts = _rows_of(lm, site, contexts, start, stop, prepared.rows, None)["acts"]
-    return prepared.request.max_norm * float(acts.float().norm(dim=1).median())
+        return [None] * len(jobs)
+    corpus = prepared.corpus
+    start, stop, _ = next(batches(corpus, corpus.train, per_batch))
+    found = read_batch(lm, [(job.site, None) for job in jobs], prepared, corpus.train, np.arange(start, stop))
+    return [prepared.request.max_norm * float(rows["acts"].float().norm(dim=1).median()) for rows in found]
 
 
-def write(lm: LanguageModel, site: Site, prepared: Prepared, out: CacheWriter, limit: float | None) -> Iterator[int]:
-    """Compute and write the shards that ``out`` does not have; yields the tokens read, after each forward batch.
+def remaining(prepared: Prepared, jobs: Sequence[Job], per_batch: int, ranks: Ranks) -> int:
+    """Tokens that this process is still to read; all the text must have been read."""
+    total = 0
+    offsets = [job.offset for job in jobs]
+    for contexts in prepared.splits.values():
+        for start, stop, _ in batches(prepared.corpus, contexts, per_batch):
+            if any(job.wants(start, ranks) for job in jobs):
+                total += contexts.take(start, stop)[0].size
+        for job in jobs:
+            job.offset += -(-len(contexts) // job.per_shard)
+    for job, offset in zip(jobs, offsets, strict=True):
+        job.offset = offset
+    return total
 
-    Rows of a norm above ``limit`` are dropped. One thread writes; two shards at most wait for it. What it raises is
-    raised here.
+
+def probe(lm: LanguageModel, prepared: Prepared, sites: Sequence[Site], per_batch: int, seconds: float = 3.0) -> float:
+    """Tokens per second of the forward pass, timed on the first batches for about so long, after one to warm up."""
+    corpus, n, started = prepared.corpus, 0, 0.0
+    ranges = [r for _, r in zip(range(16), batches(corpus, corpus.train, per_batch), strict=False)]
+    while True:
+        for start, stop, _ in ranges:
+            found = read_batch(lm, [(site, None) for site in sites], prepared, corpus.train, np.arange(start, stop))
+            if not started:
+                started = time.perf_counter()
+                continue
+            n += int((found[0]["input_ids"] >= 0).sum())
+            if time.perf_counter() - started > seconds:
+                return n / (time.perf_counter() - started)
+
+
+def write(
+    lm: LanguageModel, prepared: Prepared, jobs: Sequence[Job], per_batch: int, ranks: Ranks | None = None
+) -> Iterator[int]:
+    """Compute and write the shards that are missing; yields the tokens read, after each forward batch.
+
+    Two threads write, and at most four shards wait for them. What they raise is raised here.
     """
+    ranks = ranks or Ranks()
     pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(1, "writer") as writer:
-        for shard in prepared.shards:
-            whole = None
-            if not out.has(shard.index):
-                contexts, parts = splits(prepared.corpus)[shard.split], []
-                for start, stop in contexts.batches(shard.start, shard.stop, prepared.per_batch):
-                    part = _rows_of(lm, site, contexts, start, stop, prepared.rows, limit)
-                    parts.append(part)
-                    yield int((part["input_ids"] >= 0).sum())
-                whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            pending.append(writer.submit(out.add, shard.split, whole))
-            while len(pending) > 2:
-                pending.popleft().result()
+    corpus = prepared.corpus
+    with ThreadPoolExecutor(N_WRITERS, "writer") as pool:
+        for split, contexts in prepared.splits.items():
+            with closing(batches(corpus, contexts, per_batch)) as ranges:
+                for start, stop, last in ranges:
+                    active = [job for job in jobs if job.wants(start, ranks)]
+                    if not active:
+                        continue
+                    sites = [(job.site, job.limit) for job in active]
+                    found = read_batch(lm, sites, prepared, contexts, np.arange(start, stop))
+                    for job, part in zip(active, found, strict=True):
+                        job.parts.append(part)
+                        if last or stop % job.per_shard == 0:
+                            index = job.offset + start // job.per_shard
+                            pending.append(pool.submit(job.writer.write, index, split, job.take()))
+                    while len(pending) > 2 * N_WRITERS or (pending and pending[0].done()):
+                        pending.popleft().result()
+                    yield int((found[0]["input_ids"] >= 0).sum())
+            for job in jobs:
+                job.offset += -(-len(contexts) // job.per_shard)
         for future in pending:
             future.result()
 
 
-def _rows_of(
-    lm: LanguageModel, site: Site, contexts: Contexts, start: int, stop: int, rows: Rows, limit: float | None
-) -> dict[str, Tensor]:
-    """The tensors of a shard for one forward batch; rows of a norm above ``limit`` are left out."""
-    ids, documents = contexts.take(start, stop)
+def read_batch(
+    lm: LanguageModel,
+    sites: Sequence[tuple[Site, float | None]],
+    prepared: Prepared,
+    contexts: Contexts,
+    chosen: np.ndarray,
+    *,
+    keep_on_device: bool = False,
+) -> list[dict[str, Tensor]]:
+    """The tensors of a shard for contexts ``chosen``, for each of ``sites`` with its norm limit."""
+    ids, documents = contexts.pick(chosen)
     n, length = ids.shape
-    keep = torch.from_numpy(rows.keep(ids))
-    acts = capture(lm, site, torch.from_numpy(ids).long())
-    if limit is not None:
-        keep &= ~(acts.float().norm(dim=-1) > limit).cpu()  # a NaN stays, to be reported
-    numbers = contexts.first + np.arange(start, stop, dtype=np.int32)
+    keep = torch.from_numpy(prepared.rows.keep(ids)).view(-1)
+    numbers = (contexts.first + chosen).astype(np.int32)
     grids = {
         "tokens": ids,
         "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (n, length)),
         "contexts": np.broadcast_to(numbers[:, None], (n, length)),
         "documents": documents,
     }
+    flat = {name: torch.from_numpy(np.array(grid, dtype=np.int32, order="C")).view(-1) for name, grid in grids.items()}
     padded = np.full((n, contexts.ctx_len), -1, dtype=np.int32)
     padded[:, :length] = ids
-    return {
-        "acts": acts[keep.to(acts.device)].cpu(),
-        **{name: torch.from_numpy(np.array(grid, dtype=np.int32))[keep] for name, grid in grids.items()},
-        "input_ids": torch.from_numpy(padded),
-    }
+    found = capture_all(lm, [site for site, _ in sites], torch.from_numpy(ids).long())
+    return [
+        {
+            "acts": acts if keep_on_device else acts.cpu(),
+            **{name: tensor[kept] for name, tensor in flat.items()},
+            "input_ids": torch.from_numpy(padded),
+        }
+        for kept, acts in (_kept(a, keep, limit, prepared.request) for a, (_, limit) in zip(found, sites, strict=True))
+    ]
+
+
+def _kept(acts: Tensor, keep: Tensor, limit: float | None, request: Request) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows to keep [rows], on the CPU, and those rows as they will be stored [rows, d]."""
+    index = keep.nonzero().squeeze(1)
+    rows = acts.flatten(0, -2)[index.to(acts.device)]
+    if request.center:
+        exact = rows.float()
+        rows = (exact - exact.mean(dim=1, keepdim=True)).to(rows.dtype)
+    if limit is not None:
+        inside = ~(rows.float().norm(dim=1) > limit)  # a NaN stays, to be reported
+        rows, index = rows[inside], index[inside.cpu()]
+    return index, rows if request.storage == "int8" else rows.to(getattr(torch, request.storage))

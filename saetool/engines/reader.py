@@ -1,75 +1,181 @@
-"""Batches of activations from a cache.
+"""Batches of activations from a cache, shuffled or in stored order.
 
-The order of training batches is a pure function of (seed, step): epoch e visits all rows in the order of a random
-permutation drawn from (seed, e). That is what makes a resumed run equal to an undisturbed one, bit for bit.
+Shards are memory-mapped. Shuffled batches come from a mixing buffer (see ``order``), which is filled with whole blocks
+of rows in their stored type while the buffer before it is used; rows are made float32 when they leave it.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from saetool.artifacts.cache import Cache
+from saetool.core.quantize import dequantize_rows
+from saetool.engines.order import Order
 from saetool.errors import ArtifactError
 
+BLOCK = 1024
+"""Consecutive rows that are read in one piece: some ten contexts."""
+BUFFER_NUMBERS = 2**27
+"""Numbers in a mixing buffer: 256 MiB of bfloat16, 233 thousand rows of width 576. There are two buffers."""
+GATHERED = 256
+"""Rows that are gathered and made float32 at once."""
 
-class Order:
-    """The endless shuffled stream of row numbers 0 … n-1: each epoch a fresh permutation from (seed, epoch)."""
+__all__ = ["BLOCK", "BUFFER_NUMBERS", "Order", "Reader", "Statistics", "select_rows"]
 
-    def __init__(self, n_rows: int, seed: int) -> None:
-        self._n_rows, self._seed = n_rows, seed
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
 
-    def rows(self, step: int, size: int) -> Int[Tensor, " size"]:
-        """Rows of the ``step``-th batch of ``size``: positions step·size … of the stream."""
-        parts, position, wanted = [], step * size, size
-        while wanted:
-            epoch, offset = divmod(position, self._n_rows)
-            if epoch != self._epoch:
-                generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-                self._permutation = torch.randperm(self._n_rows, generator=generator)
-                self._epoch = epoch
-            rows = self._permutation[offset : offset + wanted]
-            parts.append(rows)
-            position += len(rows)
-            wanted -= len(rows)
-        return torch.cat(parts)
+@dataclass(frozen=True)
+class Statistics:
+    """What training wants to know of its rows, as they are stored (not scaled)."""
+
+    mean: Float64[Tensor, " d"]
+    geometric_median: Float64[Tensor, " d"]
+    mean_sq_norm: float
+    """E‖x‖²."""
+
+
+def select_rows(
+    cache: Cache, split: str, *, special: bool = True, max_norm: float | None = None
+) -> Bool[Tensor, " rows"]:
+    """Which rows of ``split`` to read: without position 0 and the special tokens unless ``special``, and without those
+    of a norm above ``max_norm`` times the median. For a cache that was made with rows that training shall not see."""
+    keep = torch.ones(cache.rows(split), dtype=torch.bool)
+    if not special:
+        ends = (cache.header.config.get("bos_id"), cache.header.config.get("separator_id"))
+        dropped = torch.tensor([i for i in (*cache.header.config.get("dropped_ids", ()), *ends) if i is not None])
+        keep &= cache.row_tensor(split, "positions") != 0
+        keep &= ~torch.isin(cache.row_tensor(split, "tokens"), dropped.int())
+    if max_norm is not None:
+        norms = torch.cat([part["acts"].float().norm(dim=1) for part in cache.iter_split(split)])
+        keep &= norms <= max_norm * norms.median()
+    return keep
 
 
 class Reader:
-    """Shuffled or sequential batches of one split, float32 on ``device``, multiplied by ``scale``."""
+    """Batches of one split, float32 on ``device``, multiplied by ``scale``."""
 
-    def __init__(self, cache: Cache, split: str, *, seed: int = 0, device: str = "cpu", scale: float = 1.0) -> None:
-        self._acts = [tensors["acts"] for tensors in cache.iter_split(split)]
-        self._starts = torch.tensor([0, *(a.shape[0] for a in self._acts)]).cumsum(0)
+    def __init__(
+        self,
+        cache: Cache,
+        split: str,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        scale: float = 1.0,
+        keep: Bool[Tensor, " rows"] | None = None,
+        buffer_numbers: int = BUFFER_NUMBERS,
+    ) -> None:
+        """``keep``: which of the split's rows to read (see ``select_rows``); None: all. ``buffer_numbers`` is part of
+        the order."""
+        self._cache = cache
+        self._shards = [cache.stored(shard) for shard in cache.shards if shard.split == split]
+        sizes = [len(shard["acts"]) for shard in self._shards]
+        self._kept = None if keep is None else [part.nonzero().squeeze(1) for part in keep.split(sizes)]
+        lengths = sizes if self._kept is None else [len(kept) for kept in self._kept]
+        self._starts = torch.tensor([0, *lengths]).cumsum(0)
         self.n_rows = int(self._starts[-1])
         if not self.n_rows:
             raise ArtifactError(f"{cache.path}: its {split} split is empty", "cache more text")
         self.d_in = cache.d_in
         self.device = device
         self.scale = scale
-        self._order = Order(self.n_rows, seed)
+        self._order = Order(self.n_rows, seed, block=BLOCK, n_mixed=max(buffer_numbers // (BLOCK * self.d_in), 1))
+        self._buffers: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def statistics(self) -> Statistics:
+        """Of the whole train split, as the cache has them."""
+        moments = self._cache.moments()
+        return Statistics(moments["mean"], moments["geometric_median"], self._cache.statistics["mean_sq_norm"])
 
     def batch(self, step: int, size: int) -> Float[Tensor, "size d_in"]:
         """The ``step``-th training batch of ``size`` rows: rows step·size … of the endless shuffled stream."""
-        return self._finish(self._gather(self._order.rows(step, size)))
+        parts = []
+        for buffer, first, end in self._order.spans(step * size, size):
+            rows = self._order.mixing(buffer)[first:end]
+            parts.append((self._buffer(buffer), rows))
+        if self.device == "cpu":
+            return self._gathered(parts, size)
+        picked = [{name: tensor.index_select(0, rows) for name, tensor in held.items()} for held, rows in parts]
+        return self._finish(_cat(picked))
+
+    def _gathered(self, parts: list[tuple[dict[str, Tensor], Tensor]], size: int) -> Tensor:
+        """Chosen rows of buffers, float32 and scaled, a few at a time, in the processor's cache."""
+        out, at = torch.empty(size, self.d_in), 0
+        for held, rows in parts:
+            for chosen in rows.split(GATHERED):
+                piece = out[at : at + len(chosen)]
+                piece.copy_(held["acts"].index_select(0, chosen))
+                if "scales" in held:
+                    piece.mul_(held["scales"].index_select(0, chosen)[:, None])
+                if self.scale != 1.0:
+                    piece.mul_(self.scale)
+                at += len(chosen)
+        return out
+
+    def _buffer(self, wanted: tuple[int, int]) -> dict[str, Tensor]:
+        """The rows that ``wanted`` mixes, as stored; those of the next buffer are being read from now on."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "reader")
+        # Where all rows are one buffer, it is the same in every epoch.
+        numbers = [(0, 0)] if self._order.whole else [wanted, self._order.following(wanted)]
+        for other in set(self._buffers) - set(numbers):
+            del self._buffers[other]
+        for number in numbers:
+            if number not in self._buffers:
+                self._buffers[number] = self._pool.submit(self._fill, self._order.blocks(number))
+        return self._buffers[numbers[0]].result()
+
+    def _fill(self, blocks: list[tuple[int, int]]) -> dict[str, Tensor]:
+        n, at = sum(end - first for first, end in blocks), 0
+        held = {name: torch.empty(n, *t.shape[1:], dtype=t.dtype) for name, t in self._shards[0].items()}
+        for first, end in blocks:
+            for part in self._slices(first, end):
+                size = len(part["acts"])
+                for name, tensor in part.items():
+                    held[name][at : at + size] = tensor
+                at += size
+        return held
+
+    def _slices(self, first: int, end: int) -> Iterator[dict[str, Tensor]]:
+        """Rows ``first`` … ``end`` − 1, as stored, shard by shard."""
+        shard = int(torch.searchsorted(self._starts, first, right=True)) - 1
+        while first < end:
+            start, stop = int(self._starts[shard]), int(self._starts[shard + 1])
+            mine = slice(first - start, min(end, stop) - start)
+            stored = self._shards[shard]
+            if self._kept is None:
+                yield {name: tensor[mine] for name, tensor in stored.items()}
+            else:
+                rows = self._kept[shard][mine]
+                yield {name: tensor[rows] for name, tensor in stored.items()}
+            first, shard = max(first, min(end, stop)), shard + 1
 
     def sequential(self, size: int, limit: int | None = None) -> Iterator[Float[Tensor, "size d_in"]]:
         """All rows (the first ``limit``) in stored order, ``size`` at a time; the last batch may be smaller."""
         end = self.n_rows if limit is None else min(limit, self.n_rows)
         for start in range(0, end, size):
-            yield self._finish(self._gather(torch.arange(start, min(start + size, end))))
+            parts = [part for part in self._slices(start, min(start + size, end)) if len(part["acts"])]
+            yield self._finish(_cat(parts))
 
-    def _gather(self, rows: Tensor) -> Tensor:
-        shard = torch.searchsorted(self._starts, rows, right=True) - 1
-        out = torch.empty(len(rows), self.d_in, dtype=self._acts[0].dtype)
-        for index in shard.unique().tolist():
-            mine = shard == index
-            out[mine] = self._acts[index][rows[mine] - self._starts[index]]
-        return out
-
-    def _finish(self, acts: Tensor) -> Tensor:
-        acts = acts.to(self.device, torch.float32)
+    def _finish(self, rows: dict[str, Tensor]) -> Tensor:
+        on_device = {name: self._sent(tensor) for name, tensor in rows.items()}
+        if "scales" in on_device:
+            acts = dequantize_rows(on_device["acts"], on_device["scales"])
+        else:
+            acts = on_device["acts"].float()
         return acts * self.scale if self.scale != 1.0 else acts
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """On the device, in the stored type: a graphics card gets it from pinned memory while the host goes on."""
+        if self.device.startswith("cuda"):
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def _cat(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}

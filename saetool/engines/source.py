@@ -1,19 +1,10 @@
-"""Language model → activations at a hook.
+"""Language model → activations at hooked sites, by a forward pass that ends at the last of them.
 
-A site is named as TransformerLens does (``blocks.8.hook_resid_post``) or as the model's own module path
-(``model.layers.8``). Both names are recorded. The truncated forward pass ends inside the hooked layer: no later block,
-no final norm, no unembedding runs.
-
-    TransformerLens            place                      module (Llama, GPT-2, …)
-    blocks.L.hook_resid_pre    input of block L           model.layers.L, transformer.h.L, gpt_neox.layers.L
-    blocks.L.hook_resid_post   output of block L          the same
-    blocks.L.hook_mlp_out      output of its MLP          ….mlp
-    blocks.L.hook_attn_out     output of its attention    ….self_attn, ….attn, ….attention
+No later block, no final norm, no unembedding runs. Several sites are read in one pass.
 """
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,119 +14,24 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saetool.engines.model import LanguageModel, load_model, width
-from saetool.errors import BackendError, ConfigError
+from saetool.engines.sites import Site, find_site, parse_hook
+from saetool.errors import BackendError
 
-__all__ = ["Hook", "LanguageModel", "Site", "capture", "find_site", "load_model", "logits_with", "parse_hook", "width"]
-
-_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_PLACES = {
-    "hook_resid_pre": ("input", ()),
-    "hook_resid_post": ("output", ()),
-    "hook_mlp_out": ("output", _MLP),
-    "hook_attn_out": ("output", _ATTENTION),
-}
-
-
-# --- sites -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Hook:
-    """A site by name alone, before there is a model to look it up in."""
-
-    hook_name: str
-    """TransformerLens' name."""
-    block: int
-    kind: str
-    """``input`` or ``output`` of the module."""
-    children: tuple[str, ...]
-    """Names the block's part may have; empty: the block itself."""
-    blocks: str | None
-    """End of the path of the model's list of blocks, where the name says it."""
-
-
-def parse_hook(hook: str) -> Hook:
-    """``blocks.8.hook_resid_post``, ``model.layers.8``, ``h.8.mlp`` … → the site. Raises ``ConfigError``."""
-    match = re.fullmatch(r"((?:\w+\.)*?)(\d+)((?:\.\w+)*)", hook)
-    prefix, number, rest = match.groups() if match else ("", "", "")
-    rest = rest.removeprefix(".")
-    name = rest if prefix == "blocks." else _transformer_lens_name(rest)
-    if not prefix or name not in _PLACES:
-        raise ConfigError(
-            f"--hook {hook}: not a site that can be read",
-            f"blocks.L.{{{', '.join(_PLACES)}}}, or a module path such as model.layers.L, h.L.mlp, layers.L.self_attn",
-        )
-    kind, children = _PLACES[name]
-    blocks = None if prefix == "blocks." else prefix.removesuffix(".")
-    return Hook(f"blocks.{int(number)}.{name}", int(number), kind, children, blocks)
-
-
-def _transformer_lens_name(rest: str) -> str | None:
-    if not rest:
-        return "hook_resid_post"
-    return "hook_mlp_out" if rest in _MLP else "hook_attn_out" if rest in _ATTENTION else None
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in a loaded model whose activations are read or replaced."""
-
-    hook_name: str
-    """TransformerLens' name, ``blocks.8.hook_resid_post``."""
-    hf_hook_name: str
-    """Path of the module whose output it is, ``model.layers.8``; for the input of block 0, its path and ``:input``."""
-    module: nn.Module
-    kind: str
-    """Whether the activation is the ``input`` or the ``output`` of ``module``."""
-    block: int
-
-
-def find_site(model: nn.Module, hook: str) -> Site:
-    """Look ``hook`` up in ``model``. Raises ``ConfigError`` naming the number of blocks, or the parts of the block."""
-    wanted = parse_hook(hook)
-    path, blocks = _blocks(model)
-    if wanted.blocks and not f".{path}".endswith(f".{wanted.blocks}"):
-        raise ConfigError(
-            f"--hook {hook}: the model has no {wanted.blocks}, its {len(blocks)} blocks are {path}.0 and on"
-        )
-    if wanted.block >= len(blocks):
-        raise ConfigError(
-            f"--hook {hook}: the model has {len(blocks)} blocks, 0 to {len(blocks) - 1}",
-            "counting starts at 0",
-        )
-    module: nn.Module = blocks[wanted.block]
-    name = f"{path}.{wanted.block}"
-    if wanted.children:
-        parts = [part for part, _ in module.named_children()]
-        child = next((c for c in wanted.children if c in parts), None)
-        if child is None:
-            raise ConfigError(f"--hook {hook}: no such part in the model's blocks", f"they have: {', '.join(parts)}")
-        module, name = getattr(module, child), f"{name}.{child}"
-    if wanted.kind == "input":
-        # The input of block L is the output of block L − 1, which is how module paths can say it.
-        name = f"{path}.{wanted.block - 1}" if wanted.block else f"{name}:input"
-    return Site(wanted.hook_name, name, module, wanted.kind, wanted.block)
-
-
-def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and list of the model's blocks: the first module list as long as the config says there are blocks."""
-    n = model.config.get_text_config().num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n:
-            return path, module
-    raise ConfigError(f"{type(model).__name__}: no list of {n} blocks found in this model")
-
-
-# --- running ---------------------------------------------------------------------------------------------------
+__all__ = [
+    "LanguageModel",
+    "Site",
+    "capture",
+    "capture_all",
+    "find_site",
+    "load_model",
+    "logits_with",
+    "parse_hook",
+    "width",
+]
 
 
 class _Reached(Exception):
-    """The forward pass has come to the site; carries what was found there and ends the pass."""
-
-    def __init__(self, acts: Tensor) -> None:
-        super().__init__()
-        self.acts = acts
+    """The forward pass has come by every site, and ends."""
 
 
 @contextmanager
@@ -162,19 +58,46 @@ def _hooked(site: Site, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def _stop(acts: Tensor) -> Tensor:
-    raise _Reached(acts)
+@dataclass
+class _Collector:
+    """Keeps what the sites see, and ends the forward pass when all have seen something."""
+
+    found: list[Tensor | None]
+
+    def at(self, index: int) -> Callable[[Tensor], Tensor]:
+        def keep(acts: Tensor) -> Tensor:
+            self.found[index] = acts
+            if all(f is not None for f in self.found):
+                raise _Reached
+            return acts
+
+        return keep
 
 
 @torch.no_grad()
+def capture_all(lm: LanguageModel, sites: Sequence[Site], input_ids: Int[Tensor, "n ctx"]) -> list[Tensor]:
+    """The activations [n, ctx, d of the site] at each of ``sites``, in the model's dtype, by one forward pass that ends
+    at the last of them. Raises ``BackendError`` for a site that the pass does not come by."""
+    collector = _Collector([None] * len(sites))
+    with ExitStack() as stack:
+        for index, site in enumerate(sites):
+            stack.enter_context(_hooked(site, collector.at(index)))
+        try:
+            _forward(lm, input_ids.to(lm.device))
+        except _Reached:
+            return [acts.view(*input_ids.shape, -1) for acts in collector.found if acts is not None]
+    missed = next(site for site, acts in zip(sites, collector.found, strict=True) if acts is None)
+    raise BackendError(f"{missed.hf_hook_name}: the forward pass never came by this module")
+
+
 def capture(lm: LanguageModel, site: Site, input_ids: Int[Tensor, "n ctx"]) -> Float[Tensor, "n ctx d"]:
     """The activations at ``site``, in the model's dtype, by a forward pass that ends there."""
-    with _hooked(site, _stop):
-        try:
-            lm.model(input_ids=input_ids.to(lm.device), use_cache=False)
-        except _Reached as reached:
-            return reached.acts
-    raise BackendError(f"{site.hf_hook_name}: the forward pass never came by this module")
+    return capture_all(lm, [site], input_ids)[0]
+
+
+def _forward(lm: LanguageModel, ids: Tensor) -> Any:
+    """A forward pass; no cache of keys and values is kept, where the model would."""
+    return lm.model(input_ids=ids, **lm.forward_options)
 
 
 @torch.no_grad()
@@ -189,9 +112,9 @@ def logits_with(
         raise BackendError(f"{lm.reference['id']}: has no language-model head, so there are no logits")
     ids = input_ids.to(lm.device)
     if replace is None:
-        return lm.model(input_ids=ids, use_cache=False).logits
+        return _forward(lm, ids).logits
     with _hooked(site, partial(_replaced, replace)):
-        return lm.model(input_ids=ids, use_cache=False).logits
+        return _forward(lm, ids).logits
 
 
 def _replaced(replace: Callable[[Tensor], Tensor], acts: Tensor) -> Tensor:

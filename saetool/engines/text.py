@@ -1,22 +1,21 @@
-"""Text sources → documents: files, folders, globs, standard input, JSON Lines, Parquet, CSV, datasets, and the
-embedded corpus."""
+"""Text sources → documents: files, folders, globs, standard input, JSON Lines, Parquet, CSV (each plain, gzipped or
+Zstandard-compressed), datasets, and the embedded corpus."""
 
 import csv
 import glob
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from saetool.artifacts import header as h
-from saetool.engines import hub
+from saetool.engines import hub, streams
 from saetool.errors import ArtifactError, BackendError, ConfigError
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".csv")
@@ -34,6 +33,8 @@ class Texts:
     open: Callable[[], Iterator[str]]
     identity: str | None = None
     """SHA-256 that stands for the text where reading it all only to hash it is not possible (a streamed dataset)."""
+    embedded: bool = False
+    """Whether it is the embedded corpus."""
 
     def as_input(self) -> h.Input:
         """The text as an input of the cache: SHA-256 over the documents in order."""
@@ -51,7 +52,7 @@ def from_paths(patterns: Sequence[str], text_field: str | None = None) -> Texts:
     """The documents of files, folders, globs or ``-`` (standard input), in the order given, names sorted within one.
 
     A text file is one document; JSON Lines, Parquet and CSV hold one a record, in ``text_field`` (default "text").
-    Standard input is one document, or JSON Lines where ``text_field`` is given.
+    Standard input is one document, or JSON Lines where ``text_field`` is given. Record files are read as a stream.
     """
     files: list[Path] = []
     stdin: bytes | None = None
@@ -78,7 +79,9 @@ def from_paths(patterns: Sequence[str], text_field: str | None = None) -> Texts:
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES + RECORD_SUFFIXES and p.is_file()]
+        found = [
+            p for p in path.rglob("*") if streams.inner_suffix(p) in TEXT_SUFFIXES + RECORD_SUFFIXES and p.is_file()
+        ]
         if not found:
             raise ArtifactError(
                 f"{pattern}: no text in this folder",
@@ -96,29 +99,26 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _documents_of(file: Path, text_field: str | None) -> Iterator[str]:
-    suffix = file.suffix.lower()
+    suffix = streams.inner_suffix(file)
     if suffix == ".parquet":
         yield from _parquet(file, text_field or "text")
         return
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{file}: cannot be read ({error.strerror})") from None
-    text = decode(data, str(file))
-    if suffix == ".csv":
-        yield from _csv(text, text_field or "text", str(file))
-    elif suffix in (".jsonl", ".ndjson") or (text_field and suffix not in TEXT_SUFFIXES):
-        yield from _jsonl(text, text_field or "text", str(file))
-    else:
-        yield text
+    with streams.reading(file) as data:
+        if suffix == ".csv":
+            yield from _csv(data, text_field or "text", str(file))
+        elif suffix in (".jsonl", ".ndjson") or (text_field and suffix not in TEXT_SUFFIXES):
+            yield from _jsonl(data, text_field or "text", str(file))
+        else:
+            yield decode(data.read(), str(file))
 
 
 def _documents_of_stdin(data: bytes, text_field: str | None) -> Iterator[str]:
-    text = decode(data, "standard input")
-    if text_field is None:
-        yield text
-    else:
-        yield from _jsonl(text, text_field, "standard input")
+    where = "standard input"
+    with streams.reading_bytes(data, where) as stream:
+        if text_field is None:
+            yield decode(stream.read(), where)
+        else:
+            yield from _jsonl(stream, text_field, where)
 
 
 def decode(data: bytes, where: str) -> str:
@@ -131,8 +131,13 @@ def decode(data: bytes, where: str) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def _jsonl(text: str, name: str, where: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
+def _lines(stream: IO[bytes], where: str) -> Iterator[str]:
+    """Lines with their ends, split at line feeds alone: U+2028 and its like are text."""
+    return (decode(line, where) for line in stream)
+
+
+def _jsonl(stream: IO[bytes], name: str, where: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(stream, where), 1):
         if not line.strip():
             continue
         try:
@@ -150,9 +155,9 @@ def _value(record: Any, name: str, where: str) -> str:
     return record[name].encode("utf-8", "replace").decode()
 
 
-def _csv(text: str, name: str, where: str) -> Iterator[str]:
+def _csv(stream: IO[bytes], name: str, where: str) -> Iterator[str]:
     csv.field_size_limit(sys.maxsize)
-    for number, record in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+    for number, record in enumerate(csv.DictReader(_lines(stream, where)), 1):
         yield _value(record, name, f"{where}: record {number}")
 
 
@@ -187,7 +192,8 @@ def embedded() -> Texts:
     topics = [sorted(folder.glob("*.txt")) for folder in sorted(root.iterdir()) if folder.is_dir()]
     files = [file for turn in zip_longest(*topics) for file in turn if file is not None]
     version = importlib.metadata.version(EMBEDDED_PACKAGE)
-    return Texts(f"{EMBEDDED_PACKAGE}=={version}/bbcnews", lambda: (decode(f.read_bytes(), f.name) for f in files))
+    name = f"{EMBEDDED_PACKAGE}=={version}/bbcnews"
+    return Texts(name, lambda: (decode(f.read_bytes(), f.name) for f in files), embedded=True)
 
 
 def from_dataset(name: str, config: str | None, split: str, text_field: str | None) -> Texts:

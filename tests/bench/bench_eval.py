@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from saetool.artifacts import header as h
-from saetool.artifacts.cache import HELDOUT, TRAIN, CacheWriter, open_cache
+from saetool.artifacts.cache import HELDOUT, TRAIN, open_cache
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import EvalConfig
 from saetool.core.sae import SAE, unit_rows
 from saetool.engines.evaluate import reconstruct, rows

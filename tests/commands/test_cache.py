@@ -15,9 +15,12 @@ import torch
 from conftest import tiny_documents
 from typer.testing import CliRunner, Result
 
-from saetool.artifacts.cache import HELDOUT, TRAIN, CacheWriter, open_cache
+from saetool.artifacts import cache_writer
+from saetool.artifacts.cache import HELDOUT, TRAIN, open_cache
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.cli import app
 from saetool.config import CacheConfig
+from saetool.engines import memory, source
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -300,30 +303,29 @@ def test_a_run_that_died_between_shards_goes_on_and_ends_in_the_same_bytes(
     whole = files(made(invoke(*common, "-o", tmp_path / "whole")))
     n_shards = sum(name.startswith("shard") for name in whole)
     assert n_shards >= 4
-    add, added = CacheWriter.add, []
+    write, written = CacheWriter.write, []
 
-    def failing(self: CacheWriter, split: str, tensors: dict[str, torch.Tensor] | None) -> None:
-        if len(added) == 2:
+    def failing(self: CacheWriter, index: int, split: str, tensors: dict[str, torch.Tensor]) -> None:
+        if index == 2:
             raise RuntimeError("the disk has gone")
-        added.append(tensors is not None)
-        add(self, split, tensors)
+        if index < 2:
+            write(self, index, split, tensors)
 
     out = tmp_path / "acts"
     with monkeypatch.context() as patch:
-        patch.setattr(CacheWriter, "add", failing)
+        patch.setattr(CacheWriter, "write", failing)
         result = invoke(*common, "-o", out)
     assert isinstance(result.exception, RuntimeError)  # the writer's thread hides nothing
     assert not out.exists()
     (tmp_path / "acts.partial" / ".shard-00002.st.0123.tmp").write_bytes(b"half")
 
-    def counting(self: CacheWriter, split: str, tensors: dict[str, torch.Tensor] | None) -> None:
-        added.append(tensors is not None)
-        add(self, split, tensors)
+    def counting(self: CacheWriter, index: int, split: str, tensors: dict[str, torch.Tensor]) -> None:
+        written.append(index)
+        write(self, index, split, tensors)
 
-    added.clear()
-    monkeypatch.setattr(CacheWriter, "add", counting)
+    monkeypatch.setattr(CacheWriter, "write", counting)
     made(invoke(*common, "-o", out))
-    assert added == [False, False] + [True] * (n_shards - 2)
+    assert sorted(written) == list(range(2, n_shards))
     assert files(out) == whole
 
 
@@ -344,20 +346,20 @@ def test_killed_between_the_manifest_and_the_rename_only_renames(
 ) -> None:
     whole = files(made(invoke(*common, "-o", tmp_path / "acts")))
     os.rename(tmp_path / "acts", tmp_path / "acts.partial")
-    monkeypatch.setattr("saetool.engines.cache.capture", None)  # any forward pass would fail
+    monkeypatch.setattr("saetool.engines.cache.capture_all", None)  # any forward pass would fail
     assert files(made(invoke(*common, "-o", tmp_path / "acts"))) == whole
 
 
 SLOW = """
 import sys, time
-from saetool.artifacts.cache import CacheWriter
+from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import CacheConfig
 CacheConfig.shard_bytes = 16 * 16 * 32 * 4
-add = CacheWriter.add
-def slow(self, split, tensors):
-    add(self, split, tensors)
+write = CacheWriter.write
+def slow(self, index, split, tensors):
+    write(self, index, split, tensors)
     time.sleep(0.5)
-CacheWriter.add = slow
+CacheWriter.write = slow
 from saetool.cli import app
 sys.argv[0] = "saetool"
 app()
@@ -415,6 +417,9 @@ def test_bad_options_are_one_line_and_leave_nothing(
     common: list[object], tmp_path: Path, change: list[str], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if change[0] == "--hook":
+        common[common.index("--hook") + 1] = change.pop()
+        change = []
     result = invoke(*common, "-o", "acts", *change)
     assert result.exit_code == code, result.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("hint: ")]
@@ -510,3 +515,249 @@ def test_embedded_model_and_corpus(tmp_path: Path) -> None:
     # A real residual stream: one dimension carries most of the variance.
     assert 0.2 < cache.statistics["largest_dim_variance_share"] < 0.7
     assert " the" in cache.vocabulary
+
+
+# --- storage, sites, rows ---
+
+
+@pytest.mark.parametrize(("store", "size"), [("fp32", 4), ("bf16", 2), ("fp16", 2), ("int8", 1)])
+def test_activations_are_stored_in_the_type_asked_for(
+    common: list[object], tmp_path: Path, store: str, size: int
+) -> None:
+    exact = open_cache(made(invoke(*common, "-o", tmp_path / "exact")))
+    cache = open_cache(made(invoke(*common, "--store", store, "-o", tmp_path / "acts")))
+    assert cache.header.config["dtype"] == "float32" and cache.storage == cache.header.config["storage"]
+    stored = cache.stored(cache.shards[0])
+    x, y = (torch.cat([t["acts"].float() for t in c.iter_split(TRAIN)]) for c in (exact, cache))
+    assert stored["acts"].element_size() == size and ("scales" in stored) == (store == "int8")
+    error = float((x - y).norm() / x.norm())
+    room = {"fp32": 0.0, "bf16": 2**-8, "fp16": 2**-11, "int8": 1 / 127}[store]
+    assert error <= room and (error > 0) == (store != "fp32")
+    if store == "int8":  # what is stored is what the statistics are of
+        assert cache.statistics["mean_sq_norm"] == pytest.approx(float(y.double().square().sum(1).mean()), rel=1e-6)
+        rows = sum(s.rows for s in cache.shards)
+        saved = sum(s.bytes for s in exact.shards) - sum(s.bytes for s in cache.shards)
+        assert saved == pytest.approx(rows * (4 * 32 - 32 - 4), abs=500)
+
+
+def test_an_fp16_store_that_overflows_is_refused(common: list[object], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(common[2])
+    with torch.no_grad():
+        model.transformer.wte.weight *= 1e6
+    model.save_pretrained(tmp_path / "large")
+    AutoTokenizer.from_pretrained(common[2]).save_pretrained(tmp_path / "large")
+    common[2] = tmp_path / "large"
+    result = invoke(*common, "--store", "fp16", "-o", tmp_path / "acts")
+    assert result.exit_code == 1 and "NaN or infinity" in result.stderr
+    made(invoke(*common, "--store", "bf16", "-o", tmp_path / "acts"))
+
+
+def test_several_hooks_in_one_pass_are_the_caches_of_each_alone(
+    common: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = ["blocks.2.hook_resid_pre", "blocks.0.attn.hook_z", "transformer.h.1.mlp.c_proj:input"]
+    at = common.index("--hook")
+    del common[at : at + 2]
+    several = [x for hook in hooks for x in ("--hook", hook)]
+    passes = []
+    forward = source._forward
+    monkeypatch.setattr(source, "_forward", lambda *a: passes.append(1) or forward(*a))
+    result = invoke(*common, *several, "-o", tmp_path / "acts-{hook}")
+    paths = [Path(line) for line in result.stdout.splitlines()]
+    names = ["blocks.2.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.1.mlp.hook_post"]
+    assert paths == [tmp_path / f"acts-{name}" for name in names], result.stderr
+    together = len(passes)
+    for hook, path in zip(hooks, paths, strict=True):
+        passes.clear()
+        assert files(made(invoke(*common, "--hook", hook, "-o", tmp_path / "alone", "--overwrite"))) == files(path)
+        assert len(passes) == together
+    assert [open_cache(path).d_in for path in paths] == [32, 32, 128]
+    # One that is there already is kept, the missing one is made.
+    shutil.rmtree(paths[1])
+    again = invoke(*common, *several, "-o", tmp_path / "acts-{hook}")
+    assert again.stderr.count("up to date") == 2 and [Path(p) for p in again.stdout.splitlines()] == paths
+    refused = invoke(*common, *several, "-o", tmp_path / "one")
+    assert refused.exit_code == 2 and "3 hooks need {hook} in the name" in refused.stderr
+    twice = invoke(*common, "--hook", HOOK, "--hook", "h.1", "-o", tmp_path / "{hook}")
+    assert twice.exit_code == 2 and "name a site twice" in twice.stderr
+
+
+def test_center_subtracts_each_rows_mean(common: list[object], tmp_path: Path) -> None:
+    plain = open_cache(made(invoke(*common, "-o", tmp_path / "plain")))
+    centred = open_cache(made(invoke(*common, "--center", "-o", tmp_path / "centred")))
+    x, y = (torch.cat([t["acts"] for t in c.iter_split(TRAIN)]) for c in (plain, centred))
+    torch.testing.assert_close(y, x - x.mean(1, keepdim=True))
+    assert centred.header.config["center"] and not plain.header.config["center"]
+    assert x.mean(1).abs().max() > 0.01
+
+
+def test_an_encoder_is_read_without_a_causal_head(common: list[object], tiny_model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+    old = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=old.backend_tokenizer, cls_token="<bos>", sep_token="<eos>")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(vocab_size=len(old), max_position_embeddings=64, **shape)).eval()
+    model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    common[2], common[4] = tmp_path / "bert", "encoder.layer.0"
+    cache = open_cache(made(invoke(*common, "-o", tmp_path / "acts")))
+    assert cache.header.model["hook_name"] == "blocks.0.hook_resid_post"
+    assert cache.header.config["bos"] == "<bos>" and cache.header.config["separator"] == "<eos>"
+    ids, rows = cache.input_ids(TRAIN), next(cache.iter_split(TRAIN))
+    with torch.no_grad():
+        hidden = model(ids[:1].long(), output_hidden_states=True).hidden_states[1][0]
+    mine = rows["contexts"] == 0
+    torch.testing.assert_close(rows["acts"][mine], hidden[rows["positions"][mine].long()], rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_batch_size_it_comes_from_memory_and_is_recorded(
+    common: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = open_cache(made(invoke(*common, "-o", tmp_path / "whole")))
+    assert whole.header.config["batch_size"] == memory.USUAL["cpu"]
+    monkeypatch.setattr(memory, "free_memory", lambda _: 4_000_000)
+    little = open_cache(made(invoke(*common, "-o", tmp_path / "little")))
+    assert 16 <= little.header.config["batch_size"] < memory.USUAL["cpu"]
+    assert little.header.key == whole.header.key  # it changes rounding at most
+    x, y = (torch.cat([t["acts"] for t in c.iter_split(TRAIN)]) for c in (whole, little))
+    torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+
+
+def test_near_duplicates_are_on_one_side_and_counted(common: list[object], tmp_path: Path) -> None:
+    long = [" ".join(f"word{(i * 7919 + j * j * 31) % 997}" for j in range(150)) for i in range(12)]
+    common[0] = tmp_path / "pairs.jsonl"
+    common[0].write_text("".join(json.dumps({"text": t}) + "\n" for t in [*long, *(t + " end" for t in long)]))
+    cache = open_cache(made(invoke(*common, "--heldout", "0.3", "-o", tmp_path / "acts")))
+    assert cache.header.config["near_duplicates"] == 12
+    held = set(cache.row_tensor(HELDOUT, "documents").tolist())
+    assert held and all((i in held) == (i + 12 in held) for i in range(12))
+
+
+def test_the_dry_run_times_the_model(common: list[object], tmp_path: Path) -> None:
+    plan = json.loads(invoke(*common, "-o", tmp_path / "acts", "--dry-run", "--json").stdout)
+    total = plan["tokens_train"] + plan["tokens_heldout"]
+    assert plan["minutes"] == pytest.approx(total / plan["tokens_per_second"] / 60, abs=0.01)
+    made(invoke(*common, "-o", tmp_path / "acts"))
+    rows = sum(s.rows for s in open_cache(tmp_path / "acts").shards)
+    assert plan["bytes"] == rows * (32 * 4 + 16)
+
+
+def test_manifest_and_inspect_say_what_the_activations_are_like(common: list[object], tmp_path: Path) -> None:
+    cache = open_cache(made(invoke(*common, "-o", tmp_path / "acts")))
+    acts = torch.cat([t["acts"] for t in cache.iter_split(TRAIN)]).double()
+    ratio = (acts.mean(0).abs() / acts.std(0, correction=0)).sort(descending=True)
+    listed = cache.profile["outlier_dims"]
+    assert [entry["dim"] for entry in listed[:5]] == ratio.indices[:5].tolist()
+    assert listed[0]["mean_over_std"] == pytest.approx(float(ratio.values[0]), rel=1e-6)
+    assert cache.statistics["largest_norm"] == pytest.approx(float(acts.norm(dim=1).max()), rel=1e-9)
+    tokens = cache.row_tensor(TRAIN, "tokens")
+    first, text, count = cache.profile["top_tokens"][0]
+    assert count == int((tokens == first).sum()) == int(tokens.bincount().max()) and text == cache.vocabulary[first]
+    assert cache.profile["distinct_tokens"] == len(tokens.unique())
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "acts")]).stdout
+    assert f"outlier  dimension {listed[0]['dim']}: |mean|/std" in shown and "most frequent" in shown
+    record = json.loads(CliRunner().invoke(app, ["inspect", str(tmp_path / "acts"), "--json"]).stdout)
+    assert record["statistics"] == cache.statistics and record["profile"]["top_tokens"][0][2] == count
+
+
+# --- what cannot be lost ---
+
+
+def test_verify_finds_one_flipped_bit(common: list[object], tmp_path: Path) -> None:
+    out = made(invoke(*common, "-o", tmp_path / "acts"))
+    good = CliRunner().invoke(app, ["inspect", "--verify", str(out)])
+    assert good.exit_code == 0 and "all hashes right" in good.stderr
+    shard = out / "shard-00001.st"
+    data = bytearray(shard.read_bytes())
+    data[-3] ^= 1
+    shard.write_bytes(data)
+    bad = CliRunner().invoke(app, ["inspect", "--verify", str(out)])
+    assert bad.exit_code == 1 and "shard-00001.st has the hash" in bad.stderr and "shard-00000.st" not in bad.stderr
+    assert CliRunner().invoke(app, ["inspect", str(out)]).exit_code == 0  # the size is right
+    shard.write_bytes(data[:-1])
+    assert CliRunner().invoke(app, ["inspect", str(out)]).exit_code == 1
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "no record", "torn record"])
+def test_a_torn_shard_is_made_again(common: list[object], tmp_path: Path, small_shards: None, harm: str) -> None:
+    common += ["--batch-size", 64]
+    whole = files(made(invoke(*common, "-o", tmp_path / "whole")))
+    partial = tmp_path / "acts.partial"
+    with pytest.MonkeyPatch.context() as patch:  # stops when all shards are written
+        patch.setattr(cache_writer, "describe", lambda *_: (_ for _ in ()).throw(RuntimeError("stopped")))
+        assert isinstance(invoke(*common, "-o", tmp_path / "acts").exception, RuntimeError)
+    shard, record = partial / "shard-00001.st", partial / "shard-00001.json"
+    data = shard.read_bytes()
+    if harm == "cut":
+        shard.write_bytes(data[: len(data) // 2])
+    elif harm == "flipped":
+        shard.write_bytes(data[:-1] + bytes([data[-1] ^ 4]))
+    elif harm == "no record":
+        record.unlink()
+    else:
+        record.write_bytes(record.read_bytes()[:20])
+    written = []
+    write = CacheWriter.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            CacheWriter, "write", lambda self, index, *rest: written.append(index) or write(self, index, *rest)
+        )
+        assert files(made(invoke(*common, "-o", tmp_path / "acts"))) == whole
+    assert written == [1]
+
+
+def test_a_second_process_is_refused_while_the_first_writes(common: list[object], tmp_path: Path) -> None:
+    out = tmp_path / "acts"
+    command = [sys.executable, "-c", SLOW, "cache", *map(str, common), "--batch-size", "64", "-o", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "acts.partial" / "shard-00000.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    for more in ([], ["--no-resume"], ["--no-bos", "--overwrite"]):
+        second = invoke(*common, *more, "-o", out)
+        assert second.exit_code == 1 and "is being written by another process" in second.stderr
+    assert process.wait(timeout=60) == 0, process.communicate()[1]
+    assert open_cache(out).rows(TRAIN)
+
+
+def test_a_full_disk_is_said_and_finished_shards_are_kept(
+    common: list[object], tmp_path: Path, small_shards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common += ["--batch-size", 64]
+    whole = files(made(invoke(*common, "-o", tmp_path / "whole")))
+    out, sync = tmp_path / "acts", os.fsync
+
+    def full(descriptor: int) -> None:
+        if "shard-00002" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(28, os.strerror(28))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        result = invoke(*common, "-o", out)
+    assert result.exit_code == 1 and "the disk is full" in result.stderr and "it goes on from there" in result.stderr
+    names = {p.name for p in (tmp_path / "acts.partial").iterdir()}
+    assert {"shard-00000.st", "shard-00001.st"} <= names and "shard-00002.st" not in names
+    assert not [name for name in names if name.endswith(".tmp")]
+    assert files(made(invoke(*common, "-o", out))) == whole
+
+
+def test_two_processes_make_the_cache_of_one(common: list[object], tmp_path: Path) -> None:
+    common += ["--batch-size", "64", "--max-norm", "1.5"]
+    script = tmp_path / "run.py"
+    script.write_text(SLOW.replace("time.sleep(0.5)", "pass"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, str(script), "cache", *map(str, common), "-o", str(tmp_path / "one")]
+    shared = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    shared += [str(script), "cache", *map(str, common), "-o", str(tmp_path / "two"), "--json"]
+    for command in (alone, shared):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == str(tmp_path / "two")  # said once
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
+    assert len(one) > 6 and one == two

@@ -115,9 +115,8 @@ def test_the_example_script_repairs_a_threshold(here: Path) -> None:
     cache = acts(here)
     shutil.copytree(BATCHTOPK, here / "theirs")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", str(script), "theirs/", str(cache)], capture_output=True, text=True, env={**os.environ, "PATH": path}
-    )
+    command = ["bash", str(script), "theirs/", str(cache), "theirs-repaired", "--batch-size", "256"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
     assert done.returncode == 0, done.stderr
     before, after = json.loads((here / "theirs-repaired.json").read_text())["saes"]
     assert abs(after["metrics"]["l0"] - 4) < 0.5 < abs(before["metrics"]["l0"] - 4)

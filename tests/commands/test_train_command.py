@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_sae, save_sae, sparse_data, write_cache
+from conftest import random_sae, save_sae, sparse_data, tiny_documents, write_cache
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -200,7 +200,7 @@ def test_like_repeats_with_another_seed_or_width(here: Path) -> None:
     assert wide["kind"] == "sae"
     assert sae_files.load(Path("e.st")).sae.d_sae == 40
     write_cache(here / "other", sparse_data(640, seed=8))
-    refused(["train", "other", "--like", "a.st"], 1, "is not the cache that a.st was trained on")
+    refused(["train", "other", "--like", "a.st"], 1, "other: is not what a.st was trained on")
     refused(["train", "acts", "--like", "a.st", "--preset", "sparsify"], 2, "give one of them")
     refused(["train", "acts", "--like", "acts"], 1, "acts")
 
@@ -312,3 +312,25 @@ def test_two_processes_train_what_one_trains(here: Path, arch: str) -> None:
     )  # fmt: skip
     assert odd.returncode != 0
     assert "--batch-size 63: cannot be divided among 2 processes" in odd.stderr
+
+
+def test_a_model_and_text_take_the_place_of_a_cache(here: Path, tiny_model_dir: Path) -> None:
+    for i, document in enumerate(tiny_documents()):
+        (here / "texts").mkdir(exist_ok=True)
+        (here / "texts" / f"{i:03}.txt").write_text(document)
+    live = ["train", "--model", str(tiny_model_dir), "--layer", "1", "--text", "texts", "--ctx-len", "16"]
+    options = ["--k", "3", "--latents", "24", "--tokens", "2000", "--batch-size", "50", "--device", "cpu"]
+    result = runner.invoke(app, [*live, *options])
+    assert result.exit_code == 0, result.output
+    assert "computes activations of" in result.stderr
+    header = sae_files.load(Path("sae.st")).header
+    assert header.model["hook_name"] == "blocks.1.hook_resid_post"
+    assert header.history[-1]["options"]["live"]["ctx_len"] == 16
+    first = Path("sae.st").read_bytes()
+    assert "up to date" in runner.invoke(app, [*live, *options]).stderr
+    assert runner.invoke(app, [*live, *options, "--overwrite"]).exit_code == 0
+    assert Path("sae.st").read_bytes() == first
+    plan = json.loads(runner.invoke(app, [*live, *options, "-o", "b.st", "--dry-run", "--json"]).stdout)
+    assert plan["steps"] == 40
+    refused([*live, *options, "--dataset", "x"], 2, "one source of text is enough")
+    refused(["train", "--model", str(tiny_model_dir)], 2, "--model needs --hook or --layer")

@@ -122,10 +122,12 @@ def test_replacing_the_last_residual_gives_the_logits_of_the_replacement(lm: Lan
 def test_both_spellings_name_the_same_site(lm: LanguageModel, kind: str) -> None:
     path, attention = BLOCKS[kind], ATTENTION[kind]
     short = path.rpartition(".")[2]
+    projection = f"{attention}.{'c_proj' if kind == 'tiny_model_dir' else 'o_proj'}"
     same = {
         "blocks.1.hook_resid_post": [f"{path}.1", f"{short}.1"],
         "blocks.1.hook_mlp_out": [f"{path}.1.mlp", f"{short}.1.mlp"],
         "blocks.1.hook_attn_out": [f"{path}.1.{attention}", f"{short}.1.{attention}"],
+        "blocks.1.attn.hook_z": [f"{path}.1.{projection}:input", f"{short}.1.{projection}:input"],
     }
     for hook, spellings in same.items():
         site = find_site(lm.model, hook)
@@ -142,6 +144,8 @@ def test_both_spellings_name_the_same_site(lm: LanguageModel, kind: str) -> None
     [
         ("blocks.3.hook_resid_post", "the model has 3 blocks, 0 to 2"),
         ("encoder.1", "the model has no encoder"),
+        ("h.1.nonsense", "the model has no"),
+        ("layers.9", "the model has"),
     ],
 )
 def test_a_site_the_model_lacks_is_named(lm: LanguageModel, hook: str, message: str) -> None:
@@ -149,7 +153,9 @@ def test_a_site_the_model_lacks_is_named(lm: LanguageModel, hook: str, message: 
         find_site(lm.model, hook)
 
 
-@pytest.mark.parametrize("hook", ["", "8", "blocks.x.hook_resid_post", "blocks.1.hook_resid_mid", "h.1.c_fc", "embed"])
+@pytest.mark.parametrize(
+    "hook", ["", "8", "blocks.x.hook_resid_post", "blocks.1.hook_q", "h.1.hook_z", "embed", "h.1:output"]
+)
 def test_a_name_that_is_no_site_is_refused_before_any_model(hook: str) -> None:
     with pytest.raises(ConfigError, match="not a site"):
         parse_hook(hook)

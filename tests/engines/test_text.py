@@ -1,8 +1,10 @@
 """Sources, de-duplication, the split by document, and packing."""
 
 import gzip
+import io
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saetool.engines.packing import Corpus, is_heldout, tokenise
+from saetool.engines.near_duplicates import NearDuplicates
+from saetool.engines.packing import Corpus, ahead, encoded, is_heldout, tokenise
 from saetool.engines.text import decode, from_dataset, from_paths
 from saetool.errors import ArtifactError, BackendError
 
@@ -215,3 +218,153 @@ def test_a_source_without_text_is_named(tmp_path: Path, pattern: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArtifactError, match=pattern.replace("*", "\\*")):
         from_paths([str(tmp_path / pattern)])
+
+
+def zstandard(data: bytes) -> bytes:
+    import pyarrow
+
+    return pyarrow.Codec("zstd").compress(data, asbytes=True)
+
+
+@pytest.mark.parametrize(("suffix", "squeeze"), [("gz", gzip.compress), ("zst", zstandard)])
+def test_compressed_sources_give_the_same_documents(tmp_path: Path, suffix: str, squeeze: Callable) -> None:
+    plain = {
+        "a.txt": b"one",
+        "b.jsonl": b'{"text": "two"}\n{"text": "three\\u2028 four"}\n',
+        "c.csv": b'id,text\r\n1,"five, and\r\nmore"\r\n',
+        "d.md": b"a \xa315m signing",
+    }
+    for folder, change in (("plain", bytes), ("squeezed", squeeze)):
+        (tmp_path / folder).mkdir()
+        for name, content in plain.items():
+            (tmp_path / folder / (name if change is bytes else f"{name}.{suffix}")).write_bytes(change(content))
+    # Several frames, one after the other, are one stream: how large dumps are written.
+    double = squeeze(b'{"text": "six"}\n') + squeeze(b'{"text": "seven"}\n')
+    (tmp_path / "squeezed" / f"e.jsonl.{suffix}").write_bytes(double)
+    expected = list(from_paths([str(tmp_path / "plain")]).open())
+    assert len(expected) == 5
+    assert list(from_paths([str(tmp_path / "squeezed")]).open()) == [*expected, "six", "seven"]
+
+
+@pytest.mark.parametrize(("suffix", "squeeze"), [("gz", gzip.compress), ("zst", zstandard)])
+def test_a_compressed_file_that_is_cut_off_or_none_is_named(tmp_path: Path, suffix: str, squeeze: Callable) -> None:
+    whole = squeeze(b"".join(json.dumps({"text": f"{i} {i * i}"}).encode() + b"\n" for i in range(5000)))
+    for name, content in (("cut", whole[: len(whole) // 2]), ("none", b"this is plain text")):
+        file = tmp_path / f"{name}.jsonl.{suffix}"
+        file.write_bytes(content)
+        with pytest.raises(ArtifactError, match=f"{name}.jsonl.{suffix}: (not readable as|line)"):
+            list(from_paths([str(file)]).open())
+
+
+@pytest.mark.parametrize("squeeze", [bytes, gzip.compress, zstandard])
+def test_standard_input_may_be_compressed(monkeypatch: pytest.MonkeyPatch, squeeze: Callable) -> None:
+    data = squeeze(b'{"text": "one"}\n{"text": "two"}\n')
+    monkeypatch.setattr("sys.stdin", type("Input", (), {"buffer": io.BytesIO(data)}))
+    texts = from_paths(["-"], "text")
+    assert list(texts.open()) == list(texts.open()) == ["one", "two"]
+
+
+# --- near-duplicates ---
+
+
+def sentence(i: int) -> str:
+    return " ".join(f"w{(i * 7919 + j * j * 31) % 997}" for j in range(200))
+
+
+def edited(text: str, words: int) -> str:
+    """``text`` with ``words`` of its words replaced, far apart."""
+    parts = text.split()
+    for at in range(words):
+        parts[(2 * at + 1) * len(parts) // (2 * words)] = f"new{at}"
+    return " ".join(parts)
+
+
+def test_near_duplicates_are_found_and_different_texts_are_not() -> None:
+    near = NearDuplicates()
+    texts = [sentence(i) for i in range(200)]
+    assert [near.add(t) for t in texts] == [None] * 200
+    assert [near.add(edited(t, 1)) for t in texts] == list(range(200))  # shares 191 of 201 runs of five words
+    assert all(near.add(edited(t, 40)) is None for t in texts)  # shares none
+    assert near.add("Short.") is None and near.add("short") is not None
+
+
+def test_near_duplicates_agree_with_the_exact_share_of_runs() -> None:
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+
+    found = {True: 0, False: 0}
+    for i in range(300):
+        text = sentence(i)
+        other = edited(text, i % 24)
+        share = len(runs(text) & runs(other)) / len(runs(text) | runs(other))
+        near = NearDuplicates()
+        near.add(text)
+        hit = near.add(other) is not None
+        if share > 0.9 or share < 0.5:
+            assert hit == (share > 0.9), share
+            found[hit] += 1
+    assert min(found.values()) > 30
+
+
+def test_near_duplicates_are_on_one_side_of_the_split() -> None:
+    originals = [sentence(i) for i in range(150)]
+    copies = [edited(t, 1) for t in originals]
+    texts = [*originals, *copies]
+    corpus = packed(texts, heldout=0.2)
+    assert corpus.counts.near_duplicates == 150
+    held = set(corpus.heldout.documents.tolist())
+    assert held and all((i in held) == (i + 150 in held) for i in range(150))
+    # Without the rule, many pairs would be apart.
+    assert sum(is_heldout(i, 0.2) != is_heldout(i + 150, 0.2) for i in range(150)) > 20
+
+
+def test_the_document_held_out_for_want_of_others_has_no_near_duplicate() -> None:
+    a, b = sentence(0), sentence(1)
+    assert set(packed([a, b, edited(b, 1)]).heldout.documents) == {0}
+    assert len(packed([a, edited(a, 1)]).heldout) == 0
+
+
+# --- reading ahead ---
+
+
+def test_documents_read_ahead_are_the_same_and_no_more_than_asked_for() -> None:
+    read = 0
+
+    def stream() -> Iterable[str]:
+        nonlocal read
+        for i in range(100_000):
+            read += 1
+            yield f"document {i}"
+
+    plain = encoded((f"document {i}" for i in range(300)), encode)
+    for one, other in zip(plain, ahead(encoded((f"document {i}" for i in range(300)), encode), 7), strict=True):
+        assert np.array_equal(one.ids, other.ids) and (one.index, one.duplicates) == (other.index, other.duplicates)
+    corpus = Corpus(ahead(encoded(stream(), encode), 64), separator=SEPARATOR, bos=BOS, ctx_len=8, heldout=0.1)
+    assert corpus.grow(corpus.train, 10) and not corpus.complete
+    assert read < 1000
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_and_the_thread_ends() -> None:
+    def broken() -> Iterable[str]:
+        yield "one"
+        raise ArtifactError("torn")
+
+    with pytest.raises(ArtifactError, match="torn"):
+        list(ahead(encoded(broken(), encode)))
+    documents = ahead(encoded((str(i) for i in range(100_000)), encode), 2)
+    next(documents)
+    documents.close()
+    assert not [t for t in threading.enumerate() if t.name == "tokeniser"]
+
+
+def test_a_growing_corpus_has_the_same_contexts_as_one_read_at_once() -> None:
+    texts = [f"document number {i} {'x' * (i % 13)}" for i in range(200)]
+    whole = packed(texts)
+    corpus = Corpus(encoded(texts, encode), separator=SEPARATOR, bos=BOS, ctx_len=8, heldout=0.1)
+    at = 0
+    while corpus.grow(corpus.train, at + 3):
+        assert np.array_equal(corpus.train.take(at, at + 3)[0], whole.train.take(at, at + 3)[0])
+        at += 3
+    assert corpus.complete and at <= corpus.train.n_full < at + 3
+    assert np.array_equal(corpus.heldout.ids, whole.heldout.ids)
