@@ -60,6 +60,7 @@ def training_config(config: MetaConfig, n_rows: int, d_in: int) -> TrainConfig:
             lr=config.lr,
             beta2=config.beta2,
             warmup=0.0,
+            clip=0.0,
             aux_alpha=config.aux_alpha,
             dead_after=config.dead_after_steps * batch_size,
             seed=config.seed,
