@@ -20,14 +20,14 @@ STOP = ('"}', '"\n', "\n\n")
 
 
 class LocalClient:
-    """``model`` and ``tokenizer`` of `transformers`, loaded; ``name`` is what records say."""
+    """``model`` and ``tokenizer`` of `transformers`, loaded; ``name`` and ``revision`` are what records say."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, revision: str) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise BackendError(
                 f"{name}: its tokenizer does not say where tokens begin", "use one with a tokenizer.json"
             )
-        self._lm, self._tokenizer, self._name = model, tokenizer, name
+        self._lm, self._tokenizer, self._name, self._revision = model, tokenizer, name, revision
         text_config = model.config.get_text_config()
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         """Whether the model can leave out the other places' logits, a fifth of the work."""
@@ -47,7 +47,7 @@ class LocalClient:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {}
+        return {"revision": self._revision}
 
     async def probe(self) -> frozenset[str]:
         return frozenset({PROMPT_LOGPROBS})

@@ -10,10 +10,11 @@ from saetool.llm.tokens import estimate, prompt_tokens
 
 
 class Rehearsal:
-    """Stands in for a client of the same kind and model."""
+    """Stands in for a client of the same kind and model; with --cache-only, as the name under which calls are kept."""
 
-    def __init__(self, kind: str, model: str) -> None:
+    def __init__(self, kind: str, model: str, extra_body: dict[str, Any] | None = None) -> None:
         self._kind, self._model = kind, model
+        self._extra = dict(extra_body or {})
 
     @property
     def kind(self) -> str:
@@ -29,7 +30,7 @@ class Rehearsal:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {}
+        return {"extra_body": self._extra} if self._extra else {}
 
     async def probe(self) -> frozenset[str]:
         return frozenset({PROMPT_LOGPROBS})
