@@ -227,7 +227,7 @@ async def session(
     callers = [
         Caller(
             one,
-            kept,
+            None if rehearse else kept,
             budget=None if rehearse else budget(backend),
             usage=usage,
             only_kept=backend.cache_only,
@@ -235,9 +235,9 @@ async def session(
             log=log,
             advance=advance,
         )
-        for one in (clients[0], clients[-1])
+        for one in clients
     ]
-    return Session(callers[0], callers[1], usage, sorted(capabilities), interruption, clients)
+    return Session(callers[0], callers[-1], usage, sorted(capabilities), interruption, clients)
 
 
 def budget(backend: Backend) -> "Budget":

@@ -57,7 +57,7 @@ class Usage:
 
 
 class Caller:
-    """Asks ``client`` what ``store`` does not know yet.
+    """Asks ``client`` what ``store`` does not know yet (None: nothing is kept).
 
     ``stopped`` is asked before each call; ``log`` is told of each failure; ``advance`` of each question answered.
     """
@@ -65,7 +65,7 @@ class Caller:
     def __init__(
         self,
         client: Client,
-        store: CallStore,
+        store: CallStore | None,
         *,
         budget: Budget | None = None,
         usage: Usage | None = None,
@@ -115,7 +115,7 @@ class Caller:
         self._log({"event": "failed", "kind": kind, "why": why, "model": self.client.model})
 
     async def _reply(self, request: Request) -> Reply:
-        kept = self._store.get(self.client, request)
+        kept = None if self._store is None else self._store.get(self.client, request)
         if kept is not None:
             self.usage.kept += 1
             return kept
@@ -143,7 +143,8 @@ class Caller:
         self._failures_in_a_row = 0
         self.usage.sent += reply.prompt_tokens
         self.usage.received += reply.output_tokens
-        self._store.put(self.client, request, reply)
+        if self._store is not None:
+            self._store.put(self.client, request, reply)
         return reply
 
     def _check_budget(self, reserve: float) -> None:
