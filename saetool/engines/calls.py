@@ -14,7 +14,7 @@ from saetool.llm.tokens import prompt_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
-FAILURES_IN_A_ROW = 8
+FAILURES_IN_A_ROW = 5
 """Calls that fail for good, one after the other, before the backend is given up."""
 BACKEND, UNPARSABLE = "backend", "unparsable"
 

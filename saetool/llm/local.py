@@ -15,6 +15,8 @@ from saetool.errors import BackendError
 from saetool.llm.client import ASSISTANT, PROMPT_LOGPROBS, CallFailed, Message, Reply, Request
 from saetool.llm.wire import plain
 
+BEGUN = 80
+"""Most tokens of an answer whose beginning is given: it is the answer itself, without any reasoning before it."""
 STOP = ('"}', '"\n', "\n\n")
 """Where generation ends early, for answers that began inside a JSON string."""
 
@@ -77,7 +79,8 @@ class LocalClient:
         return torch.tensor([ids], device=self._lm.device), offsets
 
     def _generate(self, request: Request) -> Reply:
-        ids, _ = self._ids(self.prompt(request.messages, request.start), request.max_output_tokens)
+        limit = min(request.max_output_tokens, BEGUN) if request.start else request.max_output_tokens
+        ids, _ = self._ids(self.prompt(request.messages, request.start), limit)
         options: dict[str, Any] = {"do_sample": request.temperature > 0}
         if request.temperature > 0:
             options |= {"temperature": request.temperature, "top_p": 1.0, "top_k": 0}
@@ -88,13 +91,13 @@ class LocalClient:
             out = self._lm.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                max_new_tokens=request.max_output_tokens,
+                max_new_tokens=limit,
                 pad_token_id=self._tokenizer.eos_token_id,
                 **options,
             )
         new = out[0, ids.shape[1] :]
         text = self._tokenizer.decode(new, skip_special_tokens=True)
-        finish = "length" if len(new) == request.max_output_tokens else "stop"
+        finish = "length" if len(new) == limit else "stop"
         return Reply(request.start + text, finish, ids.shape[1], len(new))
 
     def value_ids(self, values: tuple[str, ...]) -> list[int]:

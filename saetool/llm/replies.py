@@ -12,6 +12,7 @@ from typing import Any
 from saetool.llm.client import Reply
 
 _REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_BEGUN = re.compile(r'\{"description": "([^"\\]*)')
 
 
 class Unreadable(Exception):
@@ -49,7 +50,10 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def description(reply: Reply, most: int) -> str:
     """The text under ``description``, on one line of at most ``most`` characters, without control characters."""
-    found = first_object(whole(reply)).get("description")
+    text = whole(reply)
+    if reply.finish == "length" and (begun := _BEGUN.fullmatch(text)) and len(begun[1]) >= most:
+        return clean(begun[1], most)  # cut off behind what is kept of it
+    found = first_object(text).get("description")
     if not isinstance(found, str):
         raise Unreadable('the JSON object has no text under "description"')
     text = clean(found, most)

@@ -49,6 +49,14 @@ def test_an_answer_lost_to_reasoning_says_so() -> None:
         replies.description(reply("<think>so long", "length"), 200)
 
 
+def test_a_long_description_that_is_cut_off_is_kept_as_far_as_any_would_be() -> None:
+    begun = '{"description": "' + "many words " * 20
+    assert replies.description(reply(begun, "length"), 200).startswith("many words")
+    for text, finish in ((begun, "stop"), (begun[:100], "length")):
+        with pytest.raises(Unreadable):
+            replies.description(reply(text, finish), 200)
+
+
 @given(st.text(max_size=300), st.integers(1, 200))
 def test_descriptions_are_one_line_without_hidden_characters(text: str, most: int) -> None:
     cleaned = replies.clean(text, most)

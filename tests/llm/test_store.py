@@ -95,10 +95,10 @@ def test_failures_are_counted_and_told_and_never_kept() -> None:
 def test_a_backend_that_fails_every_call_is_given_up() -> None:
     with CallStore(None) as store:
         caller = Caller(Scripted(*[CallFailed("down")] * 9), store)
-        for i in range(7):
+        for i in range(4):
             with pytest.raises(Missing):
                 run(caller, ask(str(i)))
-        with pytest.raises(BackendError, match="8 calls failed one after the other, at last: down"):
+        with pytest.raises(BackendError, match="5 calls failed one after the other, at last: down"):
             run(caller, ask("x"))
 
 
