@@ -124,6 +124,7 @@ def describing(messages: tuple[Message, ...], limit: int, temperature: float, sa
         temperature=temperature,
         sample=sample,
         start='{"description": "',
+        end='"}',
         typical=json.dumps({"description": TYPICAL_DESCRIPTION}),
     )
 

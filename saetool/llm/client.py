@@ -34,6 +34,8 @@ class Request:
     """Number among calls that ask the same: the candidates of one explanation."""
     start: str = ""
     """How the answer begins; a backend that can writes on from there (others leave it to the instructions)."""
+    end: str = ""
+    """With ``start``: how the answer ends; what follows the first character of it is not wanted."""
     given: str = ""
     """With ``places``: the whole of the answer's text."""
     places: tuple[int, ...] = ()
@@ -51,6 +53,7 @@ class Request:
             "temperature": self.temperature,
             "sample": self.sample,
             "start": self.start,
+            "end": self.end,
         }
         if self.places:
             out |= {"given": self.given, "places": list(self.places), "values": list(self.values)}

@@ -17,8 +17,6 @@ from saetool.llm.wire import plain
 
 BEGUN = 80
 """Most tokens of an answer whose beginning is given: it is the answer itself, without any reasoning before it."""
-STOP = ('"}', '"\n', "\n\n")
-"""Where generation ends early, for answers that began inside a JSON string."""
 
 
 class LocalClient:
@@ -84,8 +82,8 @@ class LocalClient:
         options: dict[str, Any] = {"do_sample": request.temperature > 0}
         if request.temperature > 0:
             options |= {"temperature": request.temperature, "top_p": 1.0, "top_k": 0}
-        if request.start:
-            options |= {"stop_strings": list(STOP), "tokenizer": self._tokenizer}
+        if request.end:
+            options |= {"stop_strings": [request.end[0]], "tokenizer": self._tokenizer}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(request.sample)
             out = self._lm.generate(
@@ -98,6 +96,8 @@ class LocalClient:
         new = out[0, ids.shape[1] :]
         text = self._tokenizer.decode(new, skip_special_tokens=True)
         finish = "length" if len(new) == limit else "stop"
+        if request.end and request.end[0] in text:
+            text, finish = text.partition(request.end[0])[0] + request.end, "stop"
         return Reply(request.start + text, finish, ids.shape[1], len(new))
 
     def value_ids(self, values: tuple[str, ...]) -> list[int]:

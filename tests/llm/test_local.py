@@ -73,6 +73,11 @@ def test_an_answer_begins_as_it_was_begun(client: LocalClient) -> None:
     reply = complete(client, request)
     assert reply.text.startswith('{"description": "')
     assert reply.output_tokens <= 4
+    plain = complete(client, Request((Message(USER, "b"),), 30, start="{", end=""))
+    letter = next(c for c in plain.text[3:] if c.isascii() and c.isalnum())
+    ended = complete(client, Request((Message(USER, "b"),), 30, start="{", end=letter + "}"))
+    assert ended.text == "{" + plain.text[1:].partition(letter)[0] + letter + "}"
+    assert ended.output_tokens < 30
 
 
 def test_what_is_too_long_or_has_no_place_fails_as_a_call(client: LocalClient) -> None:

@@ -58,7 +58,14 @@ def test_what_was_asked_is_not_asked_again_by_any_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"temperature": 0.5}, {"sample": 1}, {"max_output_tokens": 9}, {"start": "{"}, {"places": (0,), "given": "x"}],
+    [
+        {"temperature": 0.5},
+        {"sample": 1},
+        {"max_output_tokens": 9},
+        {"start": "{"},
+        {"end": "}"},
+        {"places": (0,), "given": "x"},
+    ],
 )
 def test_a_question_that_differs_at_all_is_another_question(other: dict[str, object]) -> None:
     with CallStore(None) as store:
