@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ("--k", "12", "--tokens", "600k", "--lr", "2e-3", "--latents", "384")
     run(folder, "train", acts, "--arch", "batchtopk", *settings, "-o", Path("raw.st"))
     run(folder, "threshold", Path("raw.st"), acts, "-o", Path("sae.st"))
-    run(folder, "meta", Path("sae.st"), "--steps", "600", "--latents", "48", "--no-controls", "-o", Path("meta.st"))
     run(folder, "autointerp", Path("sae.st"), "--acts", acts, "--latents", "all", "-o", Path("latents.jsonl"))
     return folder
 
@@ -51,14 +51,17 @@ def test_tables_explain_real_latents_and_others_tables_do_not(made: Path) -> Non
     assert abs(summary["control_mean_null0"]) <= 0.05
 
 
-def test_the_multiple_choice_beats_chance_and_its_control_does_not(made: Path) -> None:
-    labels = ("--labels", Path("latents.jsonl"), "--parent", Path("sae.st"))
-    run(made, "autointerp", Path("meta.st"), *labels, "-o", Path("meta.jsonl"))
-    choice = container.read_header(made / "meta.jsonl").config["summary"]["choice"]
+@pytest.mark.skipif("SAETOOL_RUN" not in os.environ, reason="SAETOOL_RUN names no folder of examples/quickstart.sh")
+def test_the_multiple_choice_beats_chance_and_its_control_does_not(tmp_path: Path) -> None:
+    """On a finished quickstart: SAEs trained for a minute have too little structure for their meta-SAE to show it."""
+    folder = Path(os.environ["SAETOOL_RUN"]).resolve()
+    labels = ("--labels", folder / "latents.jsonl", "--parent", folder / "sae-1152.st")
+    run(tmp_path, "autointerp", folder / "meta.st", *labels, "-o", Path("meta.jsonl"))
+    choice = container.read_header(tmp_path / "meta.jsonl").config["summary"]["choice"]
     low, high = wilson(choice["accuracy"] * choice["n"], choice["n"], Z99)
     assert low > 0.2
     control = wilson(choice["control_accuracy"] * choice["control_n"], choice["control_n"], Z99)
-    assert control[0] < 0.2 < control[1] < high
+    assert control[0] < 0.2 < control[1] < low < high
     assert choice["ties"] < 0.05 * choice["n"]
 
 
