@@ -288,7 +288,7 @@ class MetaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AutointerpConfig:
-    """``saetool autointerp``. Windows are counted per latent."""
+    """``saetool autointerp``: what is explained and how it is scored. Windows are counted per latent."""
 
     latents: str = "200"
     """A number of random alive latents, all, a list of ids, or @FILE with ids. A meta-SAE: all."""
@@ -307,17 +307,50 @@ class AutointerpConfig:
     """Tokens per window."""
     split: float = 0.5
     """Share of the documents for explaining; scores come from the others."""
+    skip_positions: int = 1
+    """First positions of a context that no window shows: attention puts there what it has no place for."""
+    negatives: str = "zero"
+    """Random windows: zero, any or neighbours."""
     min_firing: int = 10
     """Windows with an activation that a latent must have; below it is too rare."""
     max_density: float = 0.5
     """Share of rows above which a latent is too dense."""
     table_size: int = 10
     """Tokens, and pairs of tokens, in an explanation."""
+    candidates: int = 1
+    """Descriptions asked for; the best on windows of a third part is kept."""
+    granularity: str = "token"
+    """Which correlation is the score: over tokens, or over windows (example)."""
+    control: str = "shuffled"
+    """shuffled: every score also with another latent's explanation; none."""
+    max_missing: float = 0.2
+    """Share of a latent's windows without an answer above which its score is undefined and the run fails."""
+    temperature: float = 0.0
+    """Of descriptions; predictions are always asked for at 0."""
+    max_output_tokens: int = 400
+    """Of one answer. Models that reason before they answer need more."""
     n_options: int = 5
     """Options per question of the multiple choice (paper, section 5.1: 1 right + 4 random)."""
     n_questions: int = 1000
     """Questions of the multiple choice, about random latents (paper: 1000)."""
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendConfig:
+    """``saetool autointerp``: the language model that explains and judges, and how it is reached."""
+
+    backend: str = "offline"
+    """offline (tables of tokens), openai, anthropic or local."""
+    concurrency: int = 8
+    """Calls under way at once."""
+    timeout: float = 60.0
+    """Seconds to wait for a connection, and for each piece of a reply."""
+    max_retries: int = 6
+    price_in: float = 0.0
+    """Per million tokens sent."""
+    price_out: float = 0.0
+    """Per million tokens received."""
 
 
 @dataclass(frozen=True, kw_only=True)

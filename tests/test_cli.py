@@ -29,7 +29,7 @@ def test_help_needs_no_torch() -> None:
         "import sys\nfrom typer.testing import CliRunner\nfrom saetool.cli import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         f"for v in {list(VERBS)!r}: assert CliRunner().invoke(app, [v, '--help']).exit_code == 0, v\n"
-        "bad = {'torch', 'transformers', 'scipy', 'numpy', 'datasets', 'jinja2'} & set(sys.modules)\n"
+        "bad = {'torch', 'transformers', 'scipy', 'numpy', 'datasets', 'jinja2', 'httpx2'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,10 +13,11 @@ ALLOWED = {
     "config": {"errors"},
     "core": {"core", "errors", "config"},
     "artifacts": {"artifacts", "core", "errors", "config"},
+    "llm": {"llm", "errors", "config"},
     "report": {"report", "artifacts", "core", "errors", "config"},
     "console": {"artifacts", "errors"},
     "options": {"errors"},
-    "engines": {"engines", "artifacts", "core", "errors", "config"},
+    "engines": {"engines", "artifacts", "core", "llm", "errors", "config"},
     "commands": {
         "commands", "engines", "artifacts", "core", "llm", "report", "console", "options", "errors", "config"
     },

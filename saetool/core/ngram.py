@@ -13,7 +13,8 @@ floor for every other explainer: one that does not beat it has described a token
 """
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ KAPPA = 0.5
 LEVELS = 10
 PAIR_CHANGE = 2
 """A pair is kept only if it changes the prediction by at least this much."""
+_NOTHING = "no token and no pair of tokens stands out"
+_PART = re.compile(r'(?:after ("(?:[^"\\]|\\.)*"): )?("(?:[^"\\]|\\.)*") (\d+)(?:; |$)')
 
 
 class Entry(NamedTuple):
@@ -126,7 +129,29 @@ def describe(table: Table, text: Callable[[int], str]) -> str:
     for entry in table:
         after = "" if entry.previous is None else f"after {_quote(text(entry.previous))}: "
         parts.append(f"{after}{_quote(text(entry.token))} {entry.strength}")
-    return "; ".join(parts) or "no token and no pair of tokens stands out"
+    return "; ".join(parts) or _NOTHING
+
+
+def parse(description: str, ids: Callable[[str], Sequence[int]]) -> Table | None:
+    """The table that ``describe`` made ``description`` of, or None if it is no such description.
+
+    ``ids`` gives the tokens that have a string (several may look alike: all of them are meant).
+    """
+    if description == _NOTHING:
+        return ()
+    entries, at = [], 0
+    while at < len(description):
+        match = _PART.match(description, at)
+        if match is None or int(match[3]) > LEVELS:
+            return None
+        try:
+            previous = [None] if match[1] is None else list(ids(json.loads(match[1])))
+            token = list(ids(json.loads(match[2])))
+        except ValueError:
+            return None
+        entries += [Entry(p, t, int(match[3])) for p in previous for t in token]
+        at = match.end()
+    return tuple(entries) if entries else None
 
 
 def _quote(text: str) -> str:

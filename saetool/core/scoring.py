@@ -11,6 +11,13 @@ score windows, concatenated; y₁₀ = 10·y/scale is on the scale of p.
 
 A correlation of something constant is undefined: None with a reason, never 0 and never NaN.
 
+Detection and fuzzing: a yes or no a window; yes where a judge's certainty, 0 … 10, is at least ``CERTAIN``.
+
+    balanced_accuracy   (TP/(TP + FN) + TN/(TN + FP)) / 2          0.5 for one answer to everything
+    mcc                 (TP·TN − FP·FN) / √((TP+FP)(TP+FN)(TN+FP)(TN+FN))
+    auc                 share of (yes, no) pairs of windows whose certainties are in that order; ties count half
+    trivial_accuracy    accuracy of the more frequent answer, always
+
 Multiple choice (Leask et al., arXiv 2502.04878, section 5.1): the share of questions whose right option has the
 largest similarity; options that tie share the point.
 """
@@ -20,10 +27,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 SCORE_DEFINITION = 1
 CONSTANT_PREDICTION, CONSTANT_TRUTH, TOO_FEW = "constant_prediction", "constant_truth", "too_few"
+CERTAIN = 5.0
 TIE = 1e-9
 """Similarities closer than this are a tie."""
 
@@ -93,6 +101,60 @@ def simulation(
         n_tokens=len(y),
         n_windows=len(acts),
     )
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well windows are told apart. None: undefined (a class without windows, or answers all alike)."""
+
+    tp: int
+    fp: int
+    tn: int
+    fn: int
+    balanced_accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    mcc: float | None
+    auc: float | None
+    accuracy: float | None
+    trivial_accuracy: float | None
+
+
+def detection(truth: Bool[np.ndarray, " n"], certainty: Float[np.ndarray, " n"]) -> Detection:
+    """Score answers: ``truth`` is whether the latent fires in a window (or the marks are right)."""
+    said = certainty >= CERTAIN
+    tp, fp = int((said & truth).sum()), int((said & ~truth).sum())
+    fn, tn = int((~said & truth).sum()), int((~said & ~truth).sum())
+    n = len(truth)
+    recall, rejected = _share(tp, tp + fn), _share(tn, tn + fp)
+    both = recall is not None and rejected is not None
+    balance = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return Detection(
+        tp,
+        fp,
+        tn,
+        fn,
+        balanced_accuracy=(recall + rejected) / 2 if recall is not None and rejected is not None else None,
+        precision=_share(tp, tp + fp),
+        recall=recall,
+        f1=_share(2 * tp, 2 * tp + fp + fn),
+        mcc=(tp * tn - fp * fn) / math.sqrt(balance) if balance else None,
+        auc=auc(certainty[truth], certainty[~truth]) if both else None,
+        accuracy=_share(tp + tn, n),
+        trivial_accuracy=_share(max(tp + fn, tn + fp), n),
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def auc(positive: Float[np.ndarray, " p"], negative: Float[np.ndarray, " q"]) -> float:
+    """Probability that a positive's value is above a negative's; equal values count half (Mann and Whitney's U)."""
+    order = ranks(np.concatenate([positive, negative]))
+    n = len(positive)
+    return float((order[:n].sum() - n * (n + 1) / 2) / (n * len(negative)))
 
 
 @dataclass(frozen=True)

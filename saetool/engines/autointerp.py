@@ -1,27 +1,33 @@
-"""Explaining latents by tables of tokens, and scoring the explanations on text they were not made from.
+"""Explaining latents, and scoring the explanations on text they were not made from.
 
-For each latent: windows of both halves (engines/windows.py), a table from the explaining ones (core/ngram.py), its
-predictions for the scoring ones, and the score. The control beside every score is another latent's table on the
-same windows: it must be near 0.
+For each latent: windows of both halves (engines/windows.py) and a table of tokens from the explaining ones
+(core/ngram.py); with a language model also a description, made from the same windows. Explanations are scored on the
+scoring windows (engines/scores.py).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 
-from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
-from saetool.core.sae import SAE
-from saetool.engines import firings, windows
+from saetool.engines import firings, prompts, windows
+from saetool.engines.activations import Activations
+from saetool.engines.calls import Caller, Missing, Stopped
 from saetool.engines.firings import Advance, Firing
-from saetool.engines.windows import Text, Windows
+from saetool.engines.judges import Explanation, Judge
+from saetool.engines.windows import Parts, Text, Windows
 
 REASONS = ("dead", "too_rare", "too_dense", "one_half")
 """Why a latent is skipped: it never fires; in fewer stretches than asked; on too many rows; without repeated text, in
 one half of the documents only."""
+STOPPED = "stopped"
+"""Reason of a latent that was not reached before the run was stopped."""
+N_NEIGHBOURS = 3
+"""Latents whose windows are near misses of a latent, with ``--negatives neighbours``."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Explained:
 
     latent: int
     reason: str | None
-    """One of ``REASONS``, or None if it was explained."""
+    """One of ``REASONS``, or None if it has windows."""
     firing_rows: int
     firing_windows: int
     """Stretches of text in which it fires: the windows it could have."""
@@ -39,20 +45,11 @@ class Explained:
     scale: float = 0.0
     """Largest activation in the explaining windows: strength 10."""
     table: ngram.Table = ()
+    """Tokens and their strengths, from the explaining windows: the explanation, or the floor beside it."""
     windows: Windows | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An explained latent's predictions and scores."""
-
-    explained: Explained
-    predictions: Float[np.ndarray, "n w"]
-    """For the scoring windows; 0 in the others."""
-    simulation: scoring.Simulation
-    control_latent: int | None
-    """Whose table the control used; None if no other latent was explained."""
-    control: scoring.Simulation | None
+    explanation: Explanation | None = None
+    failure: str | None = None
+    """Why there is no explanation although there are windows: backend, unparsable or stopped."""
 
 
 def choose(counts: Int[np.ndarray, " d_sae"], wanted: int, seed: int) -> list[int]:
@@ -61,39 +58,68 @@ def choose(counts: Int[np.ndarray, " d_sae"], wanted: int, seed: int) -> list[in
     return sorted(np.random.default_rng(seed).permutation(alive)[:wanted].tolist())
 
 
+def neighbours(decoder: Float[torch.Tensor, "d_sae d_in"], latents: Sequence[int], n: int) -> dict[int, list[int]]:
+    """The ``n`` other latents with the largest decoder cosine to each of ``latents``, nearest first."""
+    unit = torch.nn.functional.normalize(decoder.float(), dim=1)
+    out = {}
+    for some in torch.tensor(list(latents), dtype=torch.int64).split(256):
+        cosine = unit[some] @ unit.T
+        cosine[torch.arange(len(some)), some] = -2
+        for latent, near in zip(some.tolist(), cosine.topk(min(n, len(unit) - 1)).indices.tolist(), strict=True):
+            out[latent] = near
+    return out
+
+
 def explain(
-    sae: SAE,
-    cache: Cache,
-    splits: Sequence[str],
+    source: Activations,
     latents: Sequence[int],
     counts: Int[np.ndarray, " L"],
     config: AutointerpConfig,
-    device: str,
     advance: Advance,
+    near: Mapping[int, Sequence[int]] | None = None,
 ) -> Iterator[Explained]:
-    """Explain each of ``latents``, which fire on ``counts`` rows of ``splits``; all that are asked come out.
+    """Windows and table of each of ``latents``, which fire on ``counts`` rows; all that are asked come out.
 
-    ``advance`` is told of every row encoded: once per group of latents whose activations fit in memory.
+    ``near``: the neighbours of each latent, for ``negatives="neighbours"``. ``advance`` is told of every row read: once
+    per group of latents whose activations fit in memory.
     """
-    text = windows.read_text(cache, splits)
-    half = windows.explain_half(text.document, config.seed, config.split)
-    limit = config.max_density * text.n_rows
-    readable = [i for i, n in enumerate(counts.tolist()) if 0 < n <= limit]
+    text = source.text(config.skip_positions)
+    parts = windows.divide(text.document, config)
     found: dict[int, Explained] = {}
-    for group in firings.groups([latents[i] for i in readable], counts[readable]):
-        for firing in firings.collect(sae, cache, splits, group, device, advance):
-            found[firing.latent] = explain_latent(firing, text, half, config)
+    for group in _groups(latents, counts, text.n_rows, config, near):
+        also = [] if near is None else sorted({n for latent in group for n in near[latent]} - set(group))
+        together = [*group, *also]
+        inside = {f.latent: text.inside(f) for f in source.collect(together, advance)} if also else None
+        stream = (inside[i] for i in group) if inside else map(text.inside, source.collect(group, advance))
+        for firing in stream:
+            others = [] if inside is None or near is None else [inside[i] for i in near[firing.latent]]
+            found[firing.latent] = explain_latent(firing, text, parts, config, others)
     for latent, n in zip(latents, counts.tolist(), strict=True):
         yield found.get(latent) or Explained(latent, "dead" if n == 0 else "too_dense", n, 0, 0.0)
 
 
-def n_passes(counts: Int[np.ndarray, " L"], n_rows: int, max_density: float) -> int:
+def _groups(
+    latents: Sequence[int],
+    counts: Int[np.ndarray, " L"],
+    n_rows: int,
+    config: AutointerpConfig,
+    near: Mapping[int, Sequence[int]] | None = None,
+) -> list[list[int]]:
+    kept = [i for i, n in enumerate(counts.tolist()) if 0 < n <= config.max_density * n_rows]
+    budget = firings.GROUP_FIRINGS if near is None else firings.GROUP_FIRINGS // (1 + N_NEIGHBOURS)
+    return firings.groups([latents[i] for i in kept], counts[kept], budget)
+
+
+def n_passes(
+    latents: Sequence[int], counts: Int[np.ndarray, " L"], n_rows: int, config: AutointerpConfig, near: bool
+) -> int:
     """How often ``explain`` will read the text."""
-    kept = counts[(counts > 0) & (counts <= max_density * n_rows)]
-    return len(firings.groups(list(range(len(kept))), kept))
+    return len(_groups(latents, counts, n_rows, config, {} if near else None))
 
 
-def explain_latent(firing: Firing, text: Text, half: Bool[np.ndarray, " s"], config: AutointerpConfig) -> Explained:
+def explain_latent(
+    firing: Firing, text: Text, parts: Parts, config: AutointerpConfig, near: Sequence[Firing] = ()
+) -> Explained:
     """Windows and table of one latent."""
     if not len(firing.rows):
         return Explained(firing.latent, "dead", 0, 0, 0.0)
@@ -101,9 +127,10 @@ def explain_latent(firing: Firing, text: Text, half: Bool[np.ndarray, " s"], con
     facts = (len(firing.rows), len(peaks.row), float(firing.values.max()))
     if len(peaks.row) < config.min_firing:
         return Explained(firing.latent, "too_rare", *facts)
-    drawn = windows.draw(firing, peaks, text, half, config)
+    drawn = windows.draw(firing, peaks, text, parts, config, near)
     active = drawn.acts.max(axis=1, initial=0) > 0
-    if not (active & drawn.explaining).any() or not (active & ~drawn.explaining).any():
+    needed = [drawn.explaining, drawn.scoring] + ([drawn.selecting] if config.candidates > 1 else [])
+    if not all((active & mine).any() for mine in needed):
         return Explained(firing.latent, "one_half", *facts)
     shown = drawn.pick(drawn.explaining)
     scale = float(shown.acts.max())
@@ -111,24 +138,45 @@ def explain_latent(firing: Firing, text: Text, half: Bool[np.ndarray, " s"], con
     return Explained(firing.latent, None, *facts, scale=scale, table=table, windows=drawn)
 
 
-def score(explained: Sequence[Explained], seed: int) -> Iterator[Scored]:
-    """Score every explained latent, with another one's table, drawn from (seed, latent), as the control."""
-    done = [e for e in explained if e.reason is None]
-    for i, one in enumerate(done):
-        assert one.windows is not None
-        others = np.random.default_rng([seed, one.latent, 1]).integers(max(len(done) - 1, 1))
-        other = done[(i + 1 + int(others)) % len(done)] if len(done) > 1 else None
-        test = one.windows.pick(~one.windows.explaining)
-        predictions = np.zeros_like(one.windows.acts)
-        predictions[~one.windows.explaining] = ngram.predict(one.table, test.tokens, test.lengths)
-        control = None
-        if other is not None:
-            theirs = ngram.predict(other.table, test.tokens, test.lengths)
-            control = scoring.simulation(test.acts, theirs, test.lengths, one.scale)
-        yield Scored(
-            one,
-            predictions,
-            scoring.simulation(test.acts, predictions[~one.windows.explaining], test.lengths, one.scale),
-            None if other is None else other.latent,
-            control,
-        )
+async def describe(
+    one: Explained, caller: Caller, judge: Judge, string: Callable[[int], str], config: AutointerpConfig
+) -> Explained:
+    """``one`` with a description by a language model, the best of ``config.candidates`` on the selecting windows."""
+    assert one.windows is not None
+    shown = prompts.excerpts(one.windows.pick(one.windows.explaining), one.scale, string)
+    found: list[Explanation] = []
+    failure = None
+    try:
+        for sample in range(config.candidates):
+            request = prompts.explain(shown, config.max_output_tokens, config.temperature, sample)
+            try:
+                found.append(Explanation(await caller.ask(request, prompts.read_description)))
+            except Missing as missing:
+                failure = failure or str(missing)
+        if not found:
+            return replace(one, failure=failure)
+        best = found[0] if len(found) == 1 else found[await _best(one, found, judge)]
+    except Stopped:
+        return replace(one, failure=STOPPED)
+    return replace(one, explanation=best)
+
+
+async def _best(one: Explained, found: Sequence[Explanation], judge: Judge) -> int:
+    """The candidate with the largest correlation on the selecting windows; the first of equals."""
+    assert one.windows is not None
+    test = one.windows.pick(one.windows.selecting)
+    reached = []
+    for candidate in found:
+        strengths = await judge.strengths(candidate, test)
+        answered = test.pick(strengths.valid)
+        score = scoring.simulation(answered.acts, strengths.values[strengths.valid], answered.lengths, one.scale)
+        reached.append(-2.0 if score.correlation is None else score.correlation)
+    return int(np.argmax(reached))
+
+
+def with_tables(found: Sequence[Explained], string: Callable[[int], str]) -> list[Explained]:
+    """Every latent that has windows explained by its table."""
+    return [
+        one if one.reason else replace(one, explanation=Explanation(ngram.describe(one.table, string), one.table))
+        for one in found
+    ]

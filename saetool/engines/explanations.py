@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from saetool.core import ngram, scoring
-from saetool.engines.autointerp import REASONS, Explained, Scored
+from saetool.core.scoring import Simulation
+from saetool.engines.autointerp import REASONS, STOPPED, Explained
+from saetool.engines.scores import INTRUDER, SIMULATE, Score, Scored
 from saetool.engines.windows import ROLES
 from saetool.errors import ArtifactError
+
+DETECTION_CHANCE = 0.5
+"""Balanced accuracy of guessing."""
 
 
 class Strings:
@@ -21,6 +26,7 @@ class Strings:
     def __init__(self, vocabulary: Sequence[str], where: str) -> None:
         self._vocabulary = vocabulary
         self._where = where
+        self._ids: dict[str, list[int]] | None = None
 
     def __call__(self, token: int) -> str:
         if token >= len(self._vocabulary):
@@ -28,6 +34,14 @@ class Strings:
                 f"{self._where}: has {len(self._vocabulary)} strings, and token {token} occurs", "make the cache again"
             )
         return self._vocabulary[token]
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens that have this string."""
+        if self._ids is None:
+            self._ids = collections.defaultdict(list)
+            for token, string in enumerate(self._vocabulary):
+                self._ids[string].append(token)
+        return self._ids.get(text, [])
 
     def of(self, tokens: Iterable[int]) -> dict[str, str]:
         """The strings of some ids (those below 0, padding, left out), for a header."""
@@ -40,98 +54,143 @@ def table_json(table: ngram.Table) -> list[list[int | None]]:
 
 
 def latent_records(
-    found: Sequence[Explained], scored: Sequence[Scored], strings: Strings, n_rows: int
+    found: Sequence[Explained], scored: Sequence[Scored], explainer: str, n_rows: int
 ) -> list[dict[str, Any]]:
     """One record per latent asked for, in latent order; ``windows`` are rows of ``window_tensors``."""
     done = {s.explained.latent: s for s in scored}
     first = 0
     out = []
     for one in sorted(found, key=lambda e: e.latent):
+        mine = done.get(one.latent)
+        reason = one.reason or one.failure or (mine.failure if mine else None)
+        status = (
+            "skipped" if one.reason else ("failed" if reason else ("scored" if mine and mine.scores else "explained"))
+        )
         record: dict[str, Any] = {
             "latent": one.latent,
-            "status": "skipped" if one.reason else "scored",
-            "reason": one.reason,
-            "description": None,
-            "explainer": "ngram",
-            "table": None,
+            "status": status,
+            "reason": reason,
+            "description": one.explanation.description if one.explanation else None,
+            "explainer": explainer,
+            "table": table_json(one.table) if one.windows is not None else None,
             "firing_windows": one.firing_windows,
             "density": one.firing_rows / n_rows,
             "max_act": one.max_act,
-            "scale": None,
+            "scale": one.scale if one.windows is not None else None,
             "n": None,
             "windows": None,
-            "scores": {},
+            "scores": {name: _score_json(name, s, mine) for name, s in mine.scores.items()} if mine else {},
         }
-        if one.windows is not None:
+        if one.windows is not None and mine is not None:
             roles = np.bincount(one.windows.role, minlength=len(ROLES)).tolist()
-            record |= {
-                "description": ngram.describe(one.table, strings),
-                "table": table_json(one.table),
-                "scale": one.scale,
-                "n": dict(zip(ROLES, roles, strict=True)),
-                "windows": [first, first + len(one.windows.role)],
-                "scores": {"simulate": _simulation(done[one.latent])},
-            }
+            record["n"] = {name: n for name, n in zip(ROLES, roles, strict=True) if n or not name.startswith("select")}
+            record["windows"] = [first, first + len(one.windows.role)]
             first += len(one.windows.role)
         out.append(record)
     return out
 
 
-def _simulation(scored: Scored) -> dict[str, Any]:
-    return {
-        **dataclasses.asdict(scored.simulation),
-        "n_missing": 0,
-        "shuffled": scored.control.correlation if scored.control else None,
-        "shuffled_null_reason": scored.control.null_reason if scored.control else None,
-        "shuffled_latent": scored.control_latent,
-    }
+def _score_json(name: str, score: Score, scored: Scored) -> dict[str, Any]:
+    out = dataclasses.asdict(score.details) | {"n_missing": score.n_missing}
+    if isinstance(score.details, Simulation):
+        # What could be computed from the answers there are is no score if too many are missing.
+        out |= {"correlation": score.details.correlation if score.value is not None else None}
+        out |= {"null_reason": score.null_reason or score.details.null_reason}
+        if score.by_role:
+            out["by_role"] = dict(score.by_role)
+    else:
+        out |= {"value": score.value, "null_reason": score.null_reason}
+    if name != INTRUDER:
+        out |= {
+            "shuffled": score.control,
+            "shuffled_null_reason": score.control_null_reason,
+            "shuffled_latent": scored.control_latent,
+        }
+        if score.floor is not None:
+            out["ngram"] = score.floor
+    return out
 
 
-def table_tokens(scored: Sequence[Scored]) -> set[int]:
+def table_tokens(found: Sequence[Explained]) -> set[int]:
     """Every token id that a table names."""
-    entries = [entry for s in scored for entry in s.explained.table]
+    entries = [entry for one in found for entry in one.table]
     return {e.token for e in entries} | {e.previous for e in entries if e.previous is not None}
 
 
-def counts(found: Sequence[Explained]) -> dict[str, Any]:
-    """How many latents were asked for, explained, scored, and skipped for which reason."""
+def counts(found: Sequence[Explained], scored: Sequence[Scored]) -> dict[str, Any]:
+    """How many latents were asked for, explained, scored; skipped or failed for which reason; windows unanswered."""
     reasons = collections.Counter(e.reason for e in found)
-    done = reasons[None]
+    failed = collections.Counter(e.failure for e in found if e.failure)
+    failed.update(s.failure for s in scored if s.failure)
     return {
         "requested": len(found),
-        "explained": done,
-        "scored": done,
+        "explained": sum(e.explanation is not None for e in found),
+        "scored": sum(bool(s.scores) and s.failure is None for s in scored),
         "skipped": {name: reasons[name] for name in REASONS},
-        "missing_windows": 0,
+        "failed": dict(sorted(failed.items())),
+        "missing_windows": sum(score.n_missing for s in scored for score in s.scores.values()),
     }
 
 
-def simulation_summary(scored: Sequence[Scored], seed: int) -> dict[str, Any]:
-    """The correlations over latents, with the control's mean beside."""
-    simulations = [s.simulation for s in scored]
-    control = scoring.summarise([s.control.correlation for s in scored if s.control], seed)
-    reasons = collections.Counter(s.null_reason for s in simulations if s.null_reason)
-    return {
-        **dataclasses.asdict(scoring.summarise([s.correlation for s in simulations], seed)),
-        "null_reasons": dict(sorted(reasons.items())),
-        "control_mean": control.mean,
-        "control_n": control.n,
-        "control_mean_null0": control.mean_null0,
-    }
+def complete(counts: Mapping[str, Any], max_missing: float) -> bool:
+    """Whether nothing is left to do: not stopped, no score lost to missing answers, few descriptions lost."""
+    failed = counts["failed"]
+    if any(name in failed for name in (STOPPED, "missing_share")):
+        return False
+    tried = counts["explained"] + sum(failed.values())
+    return not tried or sum(failed.values()) / tried <= max_missing
+
+
+def summary(scored: Sequence[Scored], seed: int, granularity: str, n_options: int) -> dict[str, Any]:
+    """Each score over latents, with the control's and the floor's means beside."""
+    names = list(dict.fromkeys(name for s in scored for name in s.scores))
+    out = {}
+    for name in names:
+        scores = [s.scores[name] for s in scored if name in s.scores]
+        reasons = collections.Counter(s.null_reason for s in scores if s.value is None and s.null_reason)
+        values = {
+            **dataclasses.asdict(scoring.summarise([s.value for s in scores], seed)),
+            "null_reasons": dict(sorted(reasons.items())),
+        }
+        if name != INTRUDER:
+            shown = [
+                s
+                for s, one in zip(scores, (s for s in scored if name in s.scores), strict=True)
+                if one.control_latent is not None
+            ]
+            control = scoring.summarise([s.control for s in shown], seed)
+            floors = [s.floor for s in scores if s.floor is not None]
+            values |= {
+                "control_mean": control.mean,
+                "control_n": control.n,
+                "control_mean_null0": control.mean_null0,
+                "control_ci95": control.ci95,
+            }
+            values["floor_mean"] = float(np.mean(floors)) if floors else None
+        if name == SIMULATE:
+            values["granularity"] = granularity
+            for role in ("top", "quantile"):
+                found = [s.by_role[role] for s in scores if role in s.by_role]
+                if found:
+                    values[f"mean_{role}"] = scoring.summarise(found, seed).mean
+        else:
+            values["chance"] = 1 / n_options if name == INTRUDER else DETECTION_CHANCE
+        out[name] = values
+    return out
 
 
 def window_tensors(scored: Sequence[Scored]) -> dict[str, Tensor]:
-    """All windows, one row each, latent after latent in latent order."""
+    """All windows of scored latents, one row each, latent after latent in latent order."""
     ordered = sorted(scored, key=lambda s: s.explained.latent)
-    windows = [s.explained.windows for s in ordered]
     parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for one, w in zip(ordered, windows, strict=True):
+    for one in ordered:
+        w = one.explained.windows
         assert w is not None
         n = len(w.role)
         parts["tokens"].append(w.tokens)
         parts["acts"].append(w.acts)
         parts["pred"].append(one.predictions)
-        parts["pred_valid"].append((~w.explaining).astype(np.uint8))
+        parts["pred_valid"].append(one.answered.astype(np.uint8))
         parts["latent"].append(np.full(n, one.explained.latent, dtype=np.int32))
         parts["role"].append(w.role.astype(np.uint8))
         parts["source"].append(w.source)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saetool.artifacts.cache import Cache
 from saetool.core.sae import SAE
+from saetool.errors import ArtifactError
 
 BLOCK_VALUES = 16_000_000
 """Latent activations held at once while encoding (64 MB)."""
@@ -62,7 +63,10 @@ def _encode(
     for split in splits:
         for tensors in cache.iter_split(split):
             for acts in tensors["acts"].split(size):
-                z = sae.encode(acts.to(device, torch.float32))
+                x = acts.to(device, torch.float32)
+                if not torch.isfinite(x.sum()):  # NaN is above no threshold: it would pass for silence
+                    raise ArtifactError(f"{cache.path}: its activations hold NaN or infinity", "make the cache again")
+                z = sae.encode(x)
                 yield row, z if rest is None else z[:, rest]
                 row += len(acts)
                 advance(len(acts))

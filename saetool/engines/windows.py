@@ -4,14 +4,17 @@ A stretch is a run of consecutive positions of one document in one context; no w
 has at most one window in a stretch, so its windows never overlap:
 
     active   around the stretch's largest activation, moved (not cut) to stay inside the stretch
-    random   anywhere in a stretch, all places verified to be zero
+    random   zero: anywhere in a stretch, all places verified to be zero
+             any: anywhere, whatever the activations there
+             neighbours: around the largest activation of a latent with a similar decoder row, verified to be zero
 
 Documents are divided into two halves by a hash of document number and seed; windows for explaining come from one,
-for scoring from the other. A window that shares a run of ``SHINGLE`` tokens with one already taken is passed over, in
-either half: news and licences repeat themselves, and a score on what was shown is no score.
+for scoring from the other (for choosing among several explanations, from a third part). A window that shares a run of
+``SHINGLE`` tokens with one already taken is passed over, in any part: news and licences repeat themselves, and a score
+on what was shown is no score.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +24,14 @@ from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.engines.firings import Firing
 
-ROLES = ("explain_top", "explain_quantile", "explain_random", "score_top", "score_quantile", "score_random")
-N_EXPLAIN = 3
-"""The first so many roles are for explaining, the others for scoring."""
+ROLES = (
+    *("explain_top", "explain_quantile", "explain_random"),
+    *("score_top", "score_quantile", "score_random"),
+    *("select_top", "select_quantile", "select_random"),
+)
+N_EXPLAIN, N_SCORE = 3, 3
+"""The first roles are for explaining, the next for scoring, the last for choosing among explanations."""
+ZERO, ANY, NEIGHBOURS = NEGATIVES = "zero", "any", "neighbours"
 SHINGLE = 8
 """Tokens in a row that make two windows repeats of each other (or whole windows, if they are shorter)."""
 
@@ -44,7 +52,14 @@ class Text:
 
     @property
     def n_rows(self) -> int:
-        return len(self.tokens)
+        """Rows in stretches."""
+        return int(self.size.sum())
+
+    def inside(self, firing: Firing) -> Firing:
+        """``firing`` without the rows that are in no stretch."""
+        stretch = np.searchsorted(self.first, firing.rows, side="right") - 1
+        kept = (stretch >= 0) & (firing.rows < (self.first + self.size)[stretch])
+        return firing if kept.all() else Firing(firing.latent, firing.rows[kept], firing.values[kept])
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,14 @@ class Windows:
     def explaining(self) -> Bool[np.ndarray, " n"]:
         return self.role < N_EXPLAIN
 
+    @property
+    def scoring(self) -> Bool[np.ndarray, " n"]:
+        return (self.role >= N_EXPLAIN) & (self.role < N_EXPLAIN + N_SCORE)
+
+    @property
+    def selecting(self) -> Bool[np.ndarray, " n"]:
+        return self.role >= N_EXPLAIN + N_SCORE
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -77,20 +100,59 @@ class Peaks:
     row: Int[np.ndarray, " p"]
 
 
-def read_text(cache: Cache, splits: Sequence[str]) -> Text:
+def read_text(cache: Cache, splits: Sequence[str], skip_positions: int = 0) -> Text:
     """Tokens and stretches of ``splits`` of ``cache``, one after the other."""
-    tokens, contexts, documents, positions = (
+    columns = (
         np.concatenate([cache.row_tensor(split, name).numpy() for split in splits])
         for name in ("tokens", "contexts", "documents", "positions")
     )
-    breaks = (np.diff(contexts) != 0) | (np.diff(documents) != 0) | (np.diff(positions) != 1)
-    first = np.concatenate([[0], np.flatnonzero(breaks) + 1]).astype(np.int64)
-    size = np.diff(np.append(first, len(tokens)))
+    return cut(*columns, skip_positions)
+
+
+def cut(
+    tokens: Int[np.ndarray, " rows"],
+    contexts: Int[np.ndarray, " rows"],
+    documents: Int[np.ndarray, " rows"],
+    positions: Int[np.ndarray, " rows"],
+    skip_positions: int = 0,
+) -> Text:
+    """The stretches of rows; those at the first ``skip_positions`` positions of a context are in none.
+
+    Position 0 takes what attention has to put somewhere, and many latents fire there most, whatever the token.
+    """
+    rows = np.flatnonzero(positions >= skip_positions)
+    breaks = np.diff(rows) != 1
+    for column, step in ((contexts, 0), (documents, 0), (positions, 1)):
+        breaks |= np.diff(column[rows].astype(np.int64)) != step
+    begin = np.concatenate([[0], np.flatnonzero(breaks) + 1]).astype(np.int64) if len(rows) else rows
+    first, size = rows[begin].astype(np.int64), np.diff(np.append(begin, len(rows)))
     return Text(tokens, first, size, contexts[first], positions[first], documents[first])
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What each stretch is for, by its document."""
+
+    explain: Bool[np.ndarray, " s"]
+    score: Bool[np.ndarray, " s"]
+    select: Bool[np.ndarray, " s"]
+
+
+def divide(documents: Int[np.ndarray, " s"], config: AutointerpConfig) -> Parts:
+    """``config.split`` of the documents for explaining; half of the others for choosing, if there is a choice."""
+    place = _place(documents, config.seed)
+    explain = place < config.split
+    select = (place >= (1 + config.split) / 2) & (config.candidates > 1)
+    return Parts(explain, ~explain & ~select, select)
+
+
 def explain_half(documents: Int[np.ndarray, " s"], seed: int, share: float) -> Bool[np.ndarray, " s"]:
-    """Whether each document is for explaining: a hash of its number and ``seed`` (splitmix64) is below ``share``."""
+    """Whether each document is for explaining: its place is below ``share``."""
+    return _place(documents, seed) < share
+
+
+def _place(documents: Int[np.ndarray, " s"], seed: int) -> Float[np.ndarray, " s"]:
+    """A place in [0, 1) for each document: a hash (splitmix64) of its number and ``seed``."""
     mask = np.uint64(0xFFFFFFFFFFFFFFFF)
     with np.errstate(over="ignore"):
         x = documents.astype(np.uint64) + np.uint64(seed % 2**32) * np.uint64(0xD1342543DE82EF95)
@@ -98,7 +160,7 @@ def explain_half(documents: Int[np.ndarray, " s"], seed: int, share: float) -> B
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) / 2**53 < share
+    return (x >> np.uint64(11)).astype(np.float64) / 2**53
 
 
 def peaks(firing: Firing, text: Text) -> Peaks:
@@ -156,22 +218,22 @@ def draw(
     firing: Firing,
     found: Peaks,
     text: Text,
-    explaining: Bool[np.ndarray, " s"],
+    parts: Parts,
     config: AutointerpConfig,
+    near: Sequence[Firing] = (),
 ) -> Windows:
     """The windows of one latent, as many of each role as there are, up to what ``config`` asks for.
 
-    ``explaining``: the half of each stretch. The random choices depend on (seed, latent) alone.
+    ``near``: the firings of its neighbours, for ``negatives="neighbours"``. The random choices depend on
+    (seed, latent) alone.
     """
     generator = np.random.default_rng([config.seed, firing.latent])
     taken = _Draw(text, config.window)
-    halves = {"explain": explaining, "score": ~explaining}
-    wanted = {
-        "explain": (config.n_top, config.n_quantile, config.n_random),
-        "score": (config.score_top, config.score_quantile, config.score_random),
-    }
-    for name, half in halves.items():
-        mine = np.flatnonzero(half[found.stretch])
+    score = (config.score_top, config.score_quantile, config.score_random)
+    wanted = {"explain": (config.n_top, config.n_quantile, config.n_random), "score": score, "select": score}
+    stretches = {name: getattr(parts, name) for name in wanted if getattr(parts, name).any()}
+    for name, mine in stretches.items():
+        mine = np.flatnonzero(mine[found.stretch])
         active = list(zip(found.stretch[mine].tolist(), found.row[mine].tolist(), strict=True))
         top, quantiles, _ = wanted[name]
         taken.take(f"{name}_top", (taken.around(*peak) for peak in active), top)
@@ -179,14 +241,33 @@ def draw(
         for part in bins:
             shuffled = (taken.around(*active[i]) for i in generator.permutation(part).tolist())
             taken.take(f"{name}_quantile", shuffled, 1)
-    silent = _silent_starts(firing, text, config.window)
-    for name, half in halves.items():
-        eligible = np.flatnonzero(half & (silent.total > 0))
+    if config.negatives == NEIGHBOURS:
+        for name, mine in stretches.items():
+            taken.take(f"{name}_random", _near_misses(firing, near, text, taken, mine), wanted[name][2])
+    nowhere = Firing(firing.latent, firing.rows[:0], firing.values[:0])
+    silent = _silent_starts(nowhere if config.negatives == ANY else firing, text, config.window)
+    for name, mine in stretches.items():
+        eligible = np.flatnonzero(mine & (silent.total > 0))
         # Without replacement, each place equally likely: the smallest of exponential times with rate 'total'.
         eligible = eligible[np.argsort(generator.exponential(size=len(eligible)) / silent.total[eligible])]
         random = ((s, silent.start(s, generator)) for s in eligible.tolist())
-        taken.take(f"{name}_random", random, wanted[name][2])
+        taken.take(f"{name}_random", random, wanted[name][2] - taken.role.count(ROLES.index(f"{name}_random")))
     return _cut(taken, firing, text, config.window)
+
+
+def _near_misses(
+    firing: Firing, near: Sequence[Firing], text: Text, taken: "_Draw", mine: Bool[np.ndarray, " s"]
+) -> Iterator[tuple[int, int]]:
+    """Windows around the peaks of neighbours, in turns, in which the latent itself is silent."""
+    turns = [peaks(one, text) for one in near]
+    for place in range(max((len(p.row) for p in turns), default=0)):
+        for found in turns:
+            if place >= len(found.row) or not mine[found.stretch[place]]:
+                continue
+            stretch, start = taken.around(int(found.stretch[place]), int(found.row[place]))
+            first, last = np.searchsorted(firing.rows, [start, start + taken.length(stretch)])
+            if first == last:
+                yield stretch, start
 
 
 @dataclass(frozen=True)
@@ -234,7 +315,7 @@ def _cut(taken: _Draw, firing: Firing, text: Text, width: int) -> Windows:
     lengths = np.minimum(width, text.size[stretch])
     places = start[:, None] + np.arange(width)
     valid = np.arange(width) < lengths[:, None]
-    tokens = np.where(valid, text.tokens[np.minimum(places, text.n_rows - 1)], -1).astype(np.int32)
+    tokens = np.where(valid, text.tokens[np.minimum(places, len(text.tokens) - 1)], -1).astype(np.int32)
     at = np.minimum(np.searchsorted(firing.rows, places), len(firing.rows) - 1)
     acts = np.where(valid & (firing.rows[at] == places), firing.values[at], 0).astype(np.float32)
     position = text.position[stretch] + (start - text.first[stretch])

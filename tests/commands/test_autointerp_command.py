@@ -1,5 +1,6 @@
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +139,11 @@ def test_strings_of_all_tokens_are_in_the_headers(made: Path) -> None:
     assert header.config["windows_sha256"] == windows.sha256
 
 
-def test_two_runs_give_the_same_bytes(here: Path) -> None:
+def test_two_runs_give_the_same_bytes_without_a_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     for name in ("a", "b"):
         ok(here / "sae.st", "--acts", here / "acts", "--latents", "9", *FAST, "-o", here / f"{name}.jsonl")
     assert (here / "a.jsonl").read_bytes() == (here / "b.jsonl").read_bytes()

@@ -184,3 +184,49 @@ def test_a_description_says_all_that_the_table_says_and_hides_no_character() -> 
     text = ngram.describe(table, strings.__getitem__)
     assert text == '" Einstein" 10; "instein" 9; after "Al": "bert" 4; "a\\"\\n\\u202eb\\u00a0" 1'
     assert ngram.describe((), strings.__getitem__) == "no token and no pair of tokens stands out"
+
+
+# --- detection -------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 2.0, 5.0, 7.5, 10.0])), min_size=1, max_size=30))
+@settings(max_examples=100, deadline=None)
+def test_detection_equals_counting_by_hand(answers: list[tuple[bool, float]]) -> None:
+    truth, certainty = np.array([a for a, _ in answers]), np.array([c for _, c in answers])
+    found = scoring.detection(truth, certainty)
+    said = [(a, c >= 5) for a, c in answers]
+    assert (found.tp, found.fp, found.fn, found.tn) == tuple(
+        said.count(pair) for pair in ((True, True), (False, True), (True, False), (False, False))
+    )
+    assert found.accuracy == pytest.approx(np.mean([a == b for a, b in said]))
+    pairs = [(c > d) + (c == d) / 2 for a, c in answers for b, d in answers if a and not b]
+    if truth.all() or not truth.any():
+        assert found.balanced_accuracy is found.auc is None
+    else:
+        assert found.auc == pytest.approx(np.mean(pairs))
+        shares = [np.mean([b == a for a, b in said if a == kind]) for kind in (True, False)]
+        assert found.balanced_accuracy == pytest.approx(np.mean(shares))
+    if found.mcc is not None:
+        assert found.mcc == pytest.approx(np.corrcoef([a for a, _ in said], [b for _, b in said])[0, 1])
+
+
+def test_saying_no_to_everything_is_worth_half() -> None:
+    found = scoring.detection(np.array([True] * 4 + [False] * 10), np.zeros(14))
+    assert found.balanced_accuracy == 0.5
+    assert found.accuracy == found.trivial_accuracy == pytest.approx(10 / 14)
+    assert found.mcc is None
+
+
+ENTRIES = st.tuples(st.none() | st.integers(0, 5), st.integers(0, 5), st.integers(0, 10)).map(lambda e: Entry(*e))
+
+
+@given(st.lists(ENTRIES, max_size=8), st.lists(st.text(min_size=1, max_size=4), min_size=6, max_size=6, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_a_description_can_be_read_back(entries: list[Entry], strings: list[str]) -> None:
+    text = ngram.describe(tuple(entries), strings.__getitem__)
+    assert ngram.parse(text, lambda s: [strings.index(s)]) == tuple(entries)
+
+
+@pytest.mark.parametrize("text", ["the word two", '" two"', '" two" 11', '" two" 3; and more', "", '"a" 3 "b" 4'])
+def test_other_text_is_no_table(text: str) -> None:
+    assert ngram.parse(text, lambda s: [0]) is None
