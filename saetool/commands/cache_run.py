@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from saetool.engines import cache as engine
     from saetool.engines import tensors as matrices
     from saetool.engines.model import LanguageModel
-    from saetool.engines.ranks import Ranks
+    from saetool.engines.processes import Processes
     from saetool.engines.text import Texts
 
 HEAD_START = 2.0
@@ -64,16 +64,13 @@ def text(
 ) -> None:
     """Make the caches of ``hooks`` that are not there yet."""
     from saetool.engines import cache as engine
-    from saetool.engines import ranks as processes
     from saetool.engines.model import find_model
+    from saetool.engines.processes import join
 
-    ranks = processes.join()
-    if not ranks.leads:
+    processes, device = join(resolve_device(running.device))
+    if not processes.leads:
         running = dataclasses.replace(running, console=Console(quiet=True))
     console = running.console
-    device = resolve_device(running.device)
-    if device == "cuda" and ranks.world > 1:
-        device = f"cuda:{ranks.local}"
     source = find_model(model)
     if model is None:
         console.say(f"no --model given: {source.id}, the embedded one")
@@ -88,19 +85,19 @@ def text(
         check_output(output.path)
         if not container.up_to_date(output.path, output.plan, overwrite=running.overwrite):
             wanted.append(output)
-    ranks.wait()  # before any of them is made
+    processes.wait()  # before any of them is made
     if wanted:
         prepared = engine.prepare(request, source, texts, [output.hook for output in wanted])
         with closing(prepared.corpus):
-            run = _Pass(prepared, wanted, device, running, ranks)
+            run = _Pass(prepared, wanted, device, running, processes)
             if running.dry_run:
                 console.plan(run.describe())
                 return
             run.go()
-    if ranks.leads:
+    if processes.leads:
         for output in outputs:
             _emit(console, output.path, fresh=output in wanted)
-    ranks.leave()
+    processes.leave()
 
 
 def _emit(console: Console, path: Path, *, fresh: bool) -> None:
@@ -116,9 +113,15 @@ class _Pass:
     """One pass over the text, for one or more caches."""
 
     def __init__(
-        self, prepared: "engine.Prepared", outputs: list[Output], device: str, running: Running, ranks: "Ranks"
+        self, prepared: "engine.Prepared", outputs: list[Output], device: str, running: Running, processes: "Processes"
     ) -> None:
-        self.prepared, self.outputs, self.device, self.running, self.ranks = prepared, outputs, device, running, ranks
+        self.prepared, self.outputs, self.device, self.running, self.processes = (
+            prepared,
+            outputs,
+            device,
+            running,
+            processes,
+        )
         self.console = running.console
 
     def _load(self) -> "LanguageModel":
@@ -139,7 +142,7 @@ class _Pass:
         size = request.batch_size or earlier
         if size is None:
             size = batch_tokens(self.prepared.config, request.ctx_len, getattr(torch, request.dtype), lm.device)
-        return self.ranks.agree(size)
+        return self.processes.agree(size)
 
     def describe(self) -> dict[str, Any]:
         """What would be done, how large it would be and how long it would take."""
@@ -179,7 +182,7 @@ class _Pass:
         from saetool.engines import cache as engine
         from saetool.engines.sites import find_site
 
-        p, ranks = self.prepared, self.ranks
+        p, processes = self.prepared, self.processes
         lm = self._load()
         size = self._batch_size(lm)
         per_batch = max(size // p.request.ctx_len, 1)
@@ -187,8 +190,8 @@ class _Pass:
         self._check_space()
         with ExitStack() as stack:
             jobs = []
-            if not ranks.leads:
-                ranks.wait()  # the leader makes the folders
+            if not processes.leads:
+                processes.wait()  # the leader makes the folders
             for output in self.outputs:
                 writer = CacheWriter(
                     output.path,
@@ -196,23 +199,23 @@ class _Pass:
                     resume=self.running.resume,
                     storage=p.request.storage,
                     layout=str(size),
-                    leader=ranks.leads,
+                    leader=processes.leads,
                 )
                 stack.callback(writer.close)
                 per_shard = engine.contexts_per_shard(p, output.hook, per_batch, CacheConfig.shard_bytes)
                 jobs.append(engine.Job(output.hook, find_site(lm.model, output.hook), writer, per_shard))
-            if ranks.leads:
-                ranks.wait()
-            limits = ranks.agree(engine.norm_limits(lm, p, jobs, per_batch))
+            if processes.leads:
+                processes.wait()
+            limits = processes.agree(engine.norm_limits(lm, p, jobs, per_batch))
             for job, limit in zip(jobs, limits, strict=True):
                 job.limit = limit
             total = p.corpus.n_tokens if complete else p.request.tokens
-            left = engine.remaining(p, jobs, per_batch, ranks) if complete else None
+            left = engine.remaining(p, jobs, per_batch, processes) if complete else None
             self._work(lm, jobs, per_batch, total, left)
-            ranks.wait()
-            if ranks.leads:
+            processes.wait()
+            if processes.leads:
                 self._finish(lm, jobs, size)
-            ranks.wait()
+            processes.wait()
 
     def _work(
         self, lm: "LanguageModel", jobs: "list[engine.Job]", per_batch: int, total: int | None, left: int | None
@@ -221,10 +224,10 @@ class _Pass:
 
         from saetool.engines import cache as engine
 
-        console, ranks = self.console, self.ranks
-        done = 0 if left is None or total is None or ranks.world > 1 else total - left
+        console, processes = self.console, self.processes
+        done = 0 if left is None or total is None or processes.size > 1 else total - left
         where = " and ".join(job.site.hf_hook_name for job in jobs)
-        shared = f", {ranks.world} processes" if ranks.world > 1 else ""
+        shared = f", {processes.size} processes" if processes.size > 1 else ""
         console.say(
             (f"{total:,} tokens" if total is not None else "tokens")
             + f" through {where} on {self.device}{shared}"
@@ -233,8 +236,8 @@ class _Pass:
         if self.prepared.request.bos and self.prepared.bos_id is None:
             console.say("the tokenizer has no BOS token: contexts begin with text")
         started, read = time.monotonic(), 0
-        work = engine.write(lm, self.prepared, jobs, per_batch, ranks)
-        bar = left if ranks.world > 1 else total
+        work = engine.write(lm, self.prepared, jobs, per_batch, processes)
+        bar = left if processes.size > 1 else total
         try:
             with closing(work), Interruption() as stop, console.progress("cache", bar, "tokens", done) as advance:
                 for n in work:
@@ -275,7 +278,7 @@ class _Pass:
 
     def _check_space(self) -> None:
         """Raise where the disk is too small for what is known to come."""
-        if self.prepared.corpus.complete and self.ranks.leads:
+        if self.prepared.corpus.complete and self.processes.leads:
             rows = sum(c["rows"] for c in self.prepared.counts().values())
             for output in self.outputs:
                 check_space(output.path, rows * self.prepared.row_bytes(output.hook))

@@ -45,9 +45,8 @@ class Run:
         log: Path | None,
         tensorboard: Path | None,
     ) -> None:
-        self.processes, self.device = parallel.join(device)
-        self.first = self.processes.rank == 0
-        self.console = console if self.first else Console(quiet=True, as_json=console.as_json)
+        self.processes, self.device = parallel.join(device, tensors=True)
+        self.console = console if self.processes.leads else Console(quiet=True, as_json=console.as_json)
         self.source, self.log, self.tensorboard = source, log, tensorboard
         self.configs = list(dict.fromkeys(p.config for p in products))
         self.products = {config: [p for p in products if p.config == config] for config in self.configs}
@@ -83,7 +82,7 @@ class Run:
         for trainee in self.trainees:
             if not trainee.is_finite():
                 raise engine.diverged(trainee, "parameters that are not finite,")
-        for trainee in self.trainees if self.first else []:
+        for trainee in self.trainees if self.processes.leads else []:
             container.write_tensors(
                 self.checkpoint(trainee.config), trainee.state(), self._checkpoint_plan(trainee.config).header()
             )
@@ -97,11 +96,10 @@ class Run:
                 if loaded.header.key == self._checkpoint_plan(trainee.config).key:
                     trainee.restore(loaded.tensors)
                     self.console.say(f"{path}: resuming at step {trainee.steps_done}")
-            steps = torch.tensor([trainee.steps_done], device=self.device)
-            self.processes.from_first([steps])
-            if int(steps) != trainee.steps_done:
+            steps = self.processes.agree(trainee.steps_done)
+            if steps != trainee.steps_done:
                 raise ArtifactError(
-                    f"{path}: one process resumes at step {int(steps)}, another at {trainee.steps_done}",
+                    f"{path}: one process resumes at step {steps}, another at {trainee.steps_done}",
                     "all processes must see the same folder",
                 )
         return min(t.steps_done for t in self.trainees)
@@ -139,6 +137,7 @@ class Run:
                     saved = time.monotonic()
         for i, trainee in enumerate(self.trainees):
             self._finish(trainee, self.last.get(i))
+        self.processes.leave()
 
     def export_partial(self, *, overwrite: bool) -> None:
         """Write each checkpoint as an SAE of its own, ``NAME.stepN.st``; the run can still go on."""
@@ -153,7 +152,7 @@ class Run:
                 plan = dataclasses.replace(product.plan, options={**product.plan.options, "stopped_at_step": steps})
                 if container.up_to_date(path, plan, overwrite=overwrite):
                     self.console.emit(container.read_header(path), path, h.sha256_file(path), {}, fresh=False)
-                elif self.first:
+                elif self.processes.leads:
                     self._write(trainee, dataclasses.replace(product, path=path, plan=plan), {})
 
     def _finish(self, trainee: Trainee, last: engine.Step | None) -> None:
@@ -161,9 +160,9 @@ class Run:
             raise engine.diverged(trainee, "parameters that are not finite,")
         metrics = dataclasses.asdict(last) if last else {}
         metrics.pop("index", None)
-        for product in self.products[trainee.config] if self.first else []:
+        for product in self.products[trainee.config] if self.processes.leads else []:
             self._write(trainee, product, metrics)
-        if self.first:
+        if self.processes.leads:
             self.checkpoint(trainee.config).unlink(missing_ok=True)
 
     def _write(self, trainee: Trainee, product: Product, metrics: dict[str, Any]) -> None:
@@ -194,13 +193,13 @@ class Run:
             for metric in train_log.NAMES:
                 writer.add_scalar(f"{train_log.NAMES[metric]}/{name}", record[metric], step.step)
             writer.flush()
-        if self.log is not None and self.first:
+        if self.log is not None and self.processes.leads:
             record.update(sae=name, latents=config.latents, time=round(seconds, 3))
             saes = [p.path.name for c in self.configs for p in self.products[c]]
             train_log.append(self.log, record, saes, self.products[config][0].plan.inputs)
 
     def _tensorboard(self) -> Any:
-        if self.tensorboard is None or not self.first:
+        if self.tensorboard is None or not self.processes.leads:
             return None
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -23,7 +23,7 @@ from saetool.artifacts.cache import HELDOUT, ROW_TENSORS, STORAGE, TRAIN
 from saetool.artifacts.cache_writer import CacheWriter
 from saetool.engines.model import LanguageModel, ModelSource, load_config, load_tokenizer, skeleton, special_ids
 from saetool.engines.packing import HELDOUT_RULE, Contexts, Corpus, ahead, encoded
-from saetool.engines.ranks import Ranks
+from saetool.engines.processes import Processes
 from saetool.engines.sites import Site, find_site, parse_hook, site_width
 from saetool.engines.source import capture_all
 from saetool.engines.text import Texts
@@ -215,10 +215,10 @@ class Job:
     parts: list[dict[str, Tensor]] = field(default_factory=list)
     """Of the shard that is being computed."""
 
-    def wants(self, start: int, ranks: Ranks) -> bool:
+    def wants(self, start: int, processes: Processes) -> bool:
         """Whether this process is to compute the shard of context ``start``."""
         index = self.offset + start // self.per_shard
-        return index % ranks.world == ranks.rank and not self.writer.has(index)
+        return index % processes.size == processes.rank and not self.writer.has(index)
 
     def take(self) -> dict[str, Tensor]:
         """The shard, put together."""
@@ -259,13 +259,13 @@ def norm_limits(lm: LanguageModel, prepared: Prepared, jobs: Sequence[Job], per_
     return [prepared.request.max_norm * float(rows["acts"].float().norm(dim=1).median()) for rows in found]
 
 
-def remaining(prepared: Prepared, jobs: Sequence[Job], per_batch: int, ranks: Ranks) -> int:
+def remaining(prepared: Prepared, jobs: Sequence[Job], per_batch: int, processes: Processes) -> int:
     """Tokens that this process is still to read; all the text must have been read."""
     total = 0
     offsets = [job.offset for job in jobs]
     for contexts in prepared.splits.values():
         for start, stop, _ in batches(prepared.corpus, contexts, per_batch):
-            if any(job.wants(start, ranks) for job in jobs):
+            if any(job.wants(start, processes) for job in jobs):
                 total += contexts.take(start, stop)[0].size
         for job in jobs:
             job.offset += -(-len(contexts) // job.per_shard)
@@ -290,20 +290,19 @@ def probe(lm: LanguageModel, prepared: Prepared, sites: Sequence[Site], per_batc
 
 
 def write(
-    lm: LanguageModel, prepared: Prepared, jobs: Sequence[Job], per_batch: int, ranks: Ranks | None = None
+    lm: LanguageModel, prepared: Prepared, jobs: Sequence[Job], per_batch: int, processes: Processes = Processes()
 ) -> Iterator[int]:
     """Compute and write the shards that are missing; yields the tokens read, after each forward batch.
 
     Two threads write, and at most four shards wait for them. What they raise is raised here.
     """
-    ranks = ranks or Ranks()
     pending: deque[Future[None]] = deque()
     corpus = prepared.corpus
     with ThreadPoolExecutor(N_WRITERS, "writer") as pool:
         for split, contexts in prepared.splits.items():
             with closing(batches(corpus, contexts, per_batch)) as ranges:
                 for start, stop, last in ranges:
-                    active = [job for job in jobs if job.wants(start, ranks)]
+                    active = [job for job in jobs if job.wants(start, processes)]
                     if not active:
                         continue
                     sites = [(job.site, job.limit) for job in active]

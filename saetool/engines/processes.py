@@ -1,8 +1,14 @@
-"""Several processes on one batch (``torchrun``): each holds an equal part of the rows, all hold the same weights."""
+"""Several processes, started by ``torchrun``, on one piece of work.
+
+In ``cache`` each computes other shards. In ``train`` each holds an equal part of a batch's rows, and all hold the same
+weights.
+"""
 
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,10 +20,36 @@ from saetool.errors import ConfigError
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its fellows. With one, every method is the identity."""
+    """This process, number ``rank`` of ``size``. With one, every method is the identity."""
 
     rank: int = 0
     size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that talks, locks and writes what all have made."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, value: Any) -> Any:
+        """The leader's ``value``, everywhere."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def any(self, flag: bool, device: str) -> bool:
+        """Whether ``flag`` is set in any process."""
+        if self.size == 1:
+            return flag
+        total = torch.tensor([int(flag)], device=device)
+        dist.all_reduce(total)
+        return bool(total)
 
     def part(self, x: Tensor) -> Tensor:
         """This process's rows of a joint batch: the ``rank``-th of ``size`` equal slices."""
@@ -46,31 +78,24 @@ class Processes:
                 if tensor is not None:
                     dist.all_reduce(tensor)
 
-    def any(self, flag: bool, device: str) -> bool:
-        """Whether ``flag`` is set in any process."""
-        if self.size == 1:
-            return flag
-        total = torch.tensor([int(flag)], device=device)
-        dist.all_reduce(total)
-        return bool(total)
-
-    def from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by the first process's."""
+    def leave(self) -> None:
+        """Part from the others."""
         if self.size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, 0)
+            dist.destroy_process_group()
 
 
-def join(device: str) -> tuple[Processes, str]:
-    """Join the processes that ``torchrun`` started, if it did; the device of this one (cuda:LOCAL_RANK on GPUs)."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+def join(device: str = "cpu", *, tensors: bool = False) -> tuple[Processes, str]:
+    """Join the processes that ``torchrun`` started, if it did; and this one's device (cuda:LOCAL_RANK on GPUs).
+
+    ``tensors``: whether tensors of that device are exchanged; small facts alone go by gloo whatever the device.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ:
         return Processes(), device
     if device == "mps":
         raise ConfigError("--device mps with several processes: there is one such device", "run it without torchrun")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    backend = "nccl" if tensors and device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=7))  # one may wait long for the slowest
     return Processes(dist.get_rank(), dist.get_world_size()), device
