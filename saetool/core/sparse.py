@@ -12,10 +12,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saetool.core import ops
+from saetool.core.normalization import normalize
 from saetool.core.sae import SAE
 
 DENSE_FROM = 1 / 16
 """Share of active latents from which z W_dec is the faster decoder (measured on a CPU: 1/15 to 1/10)."""
+
+
+SCREENED_FROM = 2048
+"""Latents from which a screened product is the faster encoder."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,26 @@ class Codes:
         return z
 
 
-def encode(sae: SAE, x: Float[Tensor, "n d_in"]) -> Codes:
-    """The active pairs of ``sae.encode(x)``."""
+def rows_of(sae: SAE) -> Float[Tensor, "d_sae d_in"] | None:
+    """W_encᵀ for ``encode``, where the encoder's product is screened (core/ops); None where the dense one serves."""
+    pays = sae.inference == "jumprelu" and sae.d_sae >= SCREENED_FROM
+    if not pays or ops.kernels(sae.W_enc.device) not in ("screened", "triton"):
+        return None
+    return sae.W_enc.T.contiguous()
+
+
+def encode(sae: SAE, x: Float[Tensor, "n d_in"], rows: Float[Tensor, "d_sae d_in"] | None = None) -> Codes:
+    """The active pairs of ``sae.encode(x)``; with ``rows_of(sae)`` in a fraction of the encoder's time.
+
+    Its values are then sums in another order: the same to the rounding of float32, and so are the latents that a
+    rounding puts above their threshold.
+    """
+    if rows is not None and sae.threshold is not None:
+        inner = normalize(x, sae.normalization)
+        inner = inner - sae.b_dec if sae.subtract_b_dec else inner
+        pairs = ops.above(inner, rows, sae.b_enc, sae.threshold)
+        order = pairs.by_row
+        return Codes(pairs.rows[order], pairs.latents[order], pairs.values[order], pairs.n_rows, pairs.n_latents)
     if sae.inference == "jumprelu" and sae.threshold is not None:
         return above(sae.pre_activations(x), sae.threshold.clamp_min(0))
     if sae.inference == "relu":

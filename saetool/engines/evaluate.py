@@ -121,6 +121,7 @@ def reconstruct(
     documents = torch.cat(seen).unique()
     sizes = {"document": len(documents), "position": last_position + 1, "token": last_token + 1}
     groups = {name: sizes[name] for name in ("document", *by)}
+    encoders = [sparse.rows_of(sae) for sae in saes]
     sums = [QualitySums(sae.d_sae, moments, groups) for sae in saes]
     for part in rows(cache, split, batch_size, limit, device):
         numbers = {
@@ -128,8 +129,8 @@ def reconstruct(
             "position": part.positions,
             "token": part.tokens,
         }
-        for sae, mine in zip(saes, sums, strict=True):
-            codes = sparse.encode(sae, part.acts)
+        for sae, encoder, mine in zip(saes, encoders, sums, strict=True):
+            codes = sparse.encode(sae, part.acts, encoder)
             mine.add(part.acts, codes, sparse.decode(sae, codes, part.acts), numbers)
         yield Read(len(part.acts))
     yield [_result(sae, mine, by) for sae, mine in zip(saes, sums, strict=True)]

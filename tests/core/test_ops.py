@@ -69,6 +69,19 @@ def test_topk_equals_ranking_each_row(monkeypatch, name, kernels, k):
     assert torch.bincount(pairs.rows, minlength=len(x)).equal(torch.bincount(expected.rows, minlength=len(x)))
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kernels", FAST)
+def test_values_above_their_floors_are_those_of_the_dense_product(monkeypatch, name, kernels):
+    x, w, b = batch(name)
+    p = torch.addmm(b, x, w.T)
+    floors = p.quantile(0.9, dim=0) - 0.1
+    expected = reference.above(x, w, b, floors)
+    monkeypatch.setenv("SAETOOL_KERNELS", kernels)
+    for block in (2**23, 7 * len(x)):
+        monkeypatch.setattr(ops.blocked, "BLOCK", block)
+        same(ops.above(x, w, b, floors), expected)
+
+
 @pytest.mark.parametrize("kernels", FAST)
 def test_many_blocks_equal_one(monkeypatch, kernels):
     x, w, b = batch("random")

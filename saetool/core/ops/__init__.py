@@ -25,7 +25,7 @@ from saetool.core.ops import blocked, reference
 from saetool.core.ops.pairs import Pairs
 from saetool.errors import ConfigError
 
-__all__ = ["Pairs", "batch_topk", "decode", "kernels", "pair_dots", "pair_sums", "topk"]
+__all__ = ["Pairs", "above", "batch_topk", "decode", "kernels", "pair_dots", "pair_sums", "topk"]
 
 KERNELS = ("auto", "reference", "float32", "screened", "triton")
 
@@ -84,6 +84,19 @@ def topk(x: Float[Tensor, "n d"], encoder: Float[Tensor, "d_sae d"], bias: Float
     if choice == "reference":
         return reference.topk(x, encoder, bias, k)
     return blocked.topk(x, encoder, bias, k, choice)
+
+
+def above(
+    x: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "d_sae d"],
+    bias: Float[Tensor, " d_sae"],
+    floors: Float[Tensor, " d_sae"],
+) -> Pairs:
+    """The positive values of x encoderᵀ + bias that are above (strictly) their latent's floor."""
+    choice = kernels(x.device)
+    if choice == "reference":
+        return reference.above(x, encoder, bias, floors)
+    return blocked.above(x, encoder, bias, floors, choice)
 
 
 def decode(pairs: Pairs, decoder: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:

@@ -126,6 +126,43 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
     return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
 
 
+@_float32_sums()
+def above(
+    x: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "d_sae d"],
+    bias: Float[Tensor, " d_sae"],
+    floors: Float[Tensor, " d_sae"],
+    kernels: str = "float32",
+) -> Pairs:
+    """See ``ops.above``. The floors are taken off the biases, so that a block is compared with 0."""
+    n, d_sae = len(x), len(encoder)
+    floors = floors.clamp_min(0)
+    screened = kernels != "float32"
+    left = _lengthen_rows(x) if screened else x
+    step = min(max(_block(x.device) // n, 1), d_sae)
+    product = torch.empty(step, n, dtype=left.dtype, device=x.device)
+    lengthened = left.new_empty(step, left.shape[1]) if screened else None
+    mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
+    found, values = [], []
+    for start in range(0, d_sae, step):
+        block, b, floor = (t[start : start + step] for t in (encoder, bias, floors))
+        out = product[: len(block)]
+        if lengthened is not None:
+            _lengthen_latents(block, b - floor, lengthened[: len(block)])
+            torch.mm(lengthened[: len(block)], left.T, out=out)
+            at = _compact(out, 0.0, kernels, mask[: len(block)])
+            p = _dots(x, at % n, block, at // n, kernels) + b[at // n]
+        else:
+            torch.addmm(b[:, None], block, left.T, out=out)
+            at = _positions(torch.gt(out, floor[:, None], out=mask[: len(block)]).view(-1))
+            p = out.view(-1)[at]
+        keep = p > floor[at // n]
+        found.append(at[keep] + start * n)
+        values.append(p[keep])
+    at = torch.cat(found)
+    return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
+
+
 def _compact(
     product: Float[Tensor, "a b"], floor: float | Float[Tensor, " a"], kernels: str, mask: Tensor | None = None
 ) -> Int[Tensor, " survivors"]:

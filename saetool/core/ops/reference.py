@@ -30,6 +30,16 @@ def topk(x: Float[Tensor, "n d"], encoder: Float[Tensor, "d_sae d"], bias: Float
     return from_dense(activations.topk(torch.addmm(bias, x, encoder.T), k))
 
 
+def above(
+    x: Float[Tensor, "n d"],
+    encoder: Float[Tensor, "d_sae d"],
+    bias: Float[Tensor, " d_sae"],
+    floors: Float[Tensor, " d_sae"],
+) -> Pairs:
+    """See ``ops.above``."""
+    return from_dense(activations.jumprelu(torch.addmm(bias, x, encoder.T), floors))
+
+
 def decode(pairs: Pairs, decoder: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:
     """See ``ops.decode``."""
     return pairs.dense() @ decoder
