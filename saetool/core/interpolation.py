@@ -26,22 +26,19 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from saetool.core.sae import SAE
+from saetool.core.sparse import Codes
 from saetool.core.stitch import Partition, Path
 
 _ROWS, _BLOCK = 256, 8_388_608
 """Rows of C computed at once, and the most entries such a block may have (64 MB)."""
 
 
-def firings(z: Float[Tensor, "n d_sae"]) -> csr_array:
-    """The activations that are not zero, a sparse row per token, float64."""
-    n, d_sae = z.shape
-    flat = z.reshape(-1)
-    where = flat.nonzero().squeeze(1)
-    rows = torch.div(where, d_sae, rounding_mode="floor")
-    starts = torch.zeros(n + 1, dtype=torch.int32)
-    starts[1:] = torch.bincount(rows, minlength=n).cumsum(0).cpu()
-    latents = (where - rows * d_sae).int().cpu()
-    return csr_array((flat[where].cpu().double().numpy(), latents.numpy(), starts.numpy()), shape=(n, d_sae))
+def firings(codes: Codes) -> csr_array:
+    """The active pairs as a sparse row per token, float64, on the CPU."""
+    starts = torch.zeros(codes.n + 1, dtype=torch.int32)
+    starts[1:] = codes.counts.cumsum(0).cpu()
+    values, latents = codes.values.cpu().double().numpy(), codes.latents.cpu().int().numpy()
+    return csr_array((values, latents, starts.numpy()), shape=(codes.n, codes.d_sae))
 
 
 class LatentSums:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
+from saetool.core import sparse
 from saetool.core.effects import (
     Cumulative,
     FiringErrors,
@@ -39,7 +40,7 @@ from saetool.engines.reader import Reader
 
 _BATCH, _ENTRIES = 4096, 33_554_432
 """Tokens encoded at once, and the most entries of one batch's activations (128 MB)."""
-_HELD = 16_000_000
+_HELD = 24_000_000
 """Activations (12 bytes each) held before their pairs are counted; counting has a cost of its own in n_latents²."""
 
 NULL_ROWS = 4096
@@ -186,7 +187,7 @@ def measure(
         data.add(centred)
         errors = []
         for sae, sums, mine in zip(saes, latents, held, strict=True):
-            mine.append(firings(sae.encode(x)))
+            mine.append(firings(sparse.encode(sae, x)))
             errors.append(sums.add(mine[-1], centred))
         for j, firing in zip(jobs, where_firing, strict=True):
             firing.add(held[j.large][-1], errors[j.small], errors[j.large])

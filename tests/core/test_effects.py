@@ -1,4 +1,4 @@
-"""Everything measured on activations, against equation 5 rebuilt from scratch, on random SAEs of mixed architectures."""
+"""Figures measured on activations, against equation 5 rebuilt from scratch, on random SAEs of many kinds."""
 
 from dataclasses import replace
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_stitch import KINDS, pair, reconstruction, run
 from torch import Tensor
 
+from saetool.core import sparse
 from saetool.core.effects import N_POINTS, group_rank
 from saetool.core.matching import match
 from saetool.core.prediction import predict, roc
@@ -154,7 +155,7 @@ def test_the_bias_of_another_sae_is_measured_on_intact_latents(kind):
     reference = small.b_dec.double()
     for sae, other in ((small, large), (large, small), (small, small)):
         sums = LatentSums(sae, reference)
-        sums.add(firings(sae.encode(x)), x.double() - reference)
+        sums.add(firings(sparse.encode(sae, x)), x.double() - reference)
         truth = (x.double() - (x_hat(sae, x) - sae.b_dec.double() + other.b_dec.double())).square().sum(1).mean()
         assert with_bias(sums, other.b_dec.double(), N) == pytest.approx(float(truth), rel=1e-11)
 
