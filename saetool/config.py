@@ -254,7 +254,8 @@ class StitchConfig:
     """``saetool stitch`` (paper, section 4)."""
 
     theta: float = 0.7
-    """Cut-off of the decoder cosine, 0 to 1: the paper's for GPT-2 (L1); 0.4 for Gemma Scope. Differs by family."""
+    """Cut-off of the decoder cosine, above -1 and up to 1: the paper's for GPT-2 (L1); 0.4 for Gemma Scope. Differs by
+    family."""
     sweep: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Other cut-offs, for counts and group effects."""
     split: str = "heldout"
@@ -262,6 +263,10 @@ class StitchConfig:
     """Of the steps within a phase; random in the paper's Fig. 15, not stated for Fig. 5."""
     bias: str = "eq5"
     """The output bias along the way: eq. 5's mixture, or the small or the large SAE's."""
+    repeats: int = 5
+    """Random orders in which the novel and the reconstruction group are added (Fig. 15)."""
+    match_up_to: int = 4096
+    """Width up to which two SAEs of one width are matched one to one without being asked: some 10 s."""
     seed: int = 0
 
 

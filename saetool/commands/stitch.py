@@ -1,25 +1,23 @@
 """``saetool stitch``: what a larger SAE knows that a smaller one does not, and the way from one to the other."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
-from saetool.commands.checks import check_encodes, check_one_stdin, check_site, check_split
-from saetool.commands.stitch_table import show
-from saetool.config import StitchConfig
+from saetool.commands.checks import check_encodes, check_site, check_split
+from saetool.commands.eval import model_name
+from saetool.commands.stitch_inputs import Look, check_ladder, check_mergeable, check_options, check_take, listed, look
+from saetool.commands.stitch_run import Settings, cross_entropies, jobs_of, measured, write_stitched
+from saetool.commands.stitch_table import show, warn
+from saetool.config import DTYPES, EvalConfig, StitchConfig
 from saetool.console import Console
-from saetool.errors import ArtifactError, ConfigError
+from saetool.errors import ConfigError
 from saetool.options import DebugFlag, Device, DryRun, Json, Overwrite, Quiet, Seed, parse_count, resolve_device
-
-if TYPE_CHECKING:
-    from saetool.artifacts.sae import SAEFile
-    from saetool.engines.stitch import Comparison, Job, Measured
 
 _STDOUT = Path("-")
 
@@ -29,7 +27,7 @@ def stitch(
         list[Path], typer.Argument(help="Two or more SAEs, the smallest first (one may be - for standard input).")
     ],
     theta: Annotated[
-        float, typer.Option(help="A latent is novel if its largest decoder cosine is below this (0 to 1).")
+        float, typer.Option(help="A latent is novel if its largest decoder cosine is below this (-1 to 1).")
     ] = StitchConfig.theta,
     acts: Annotated[
         Path | None, typer.Option(help="An activation cache: also measure every effect.", show_default="decoders only")
@@ -39,19 +37,49 @@ def stitch(
         str | None, typer.Option(help="Use the first so many rows of the split.", show_default="all")
     ] = None,
     order: Annotated[
-        Literal["random", "cosine", "index"],
-        typer.Option(help="Order of adds and of swaps; cosine: the most novel first."),
+        Literal["random", "cosine", "effect", "index"],
+        typer.Option(
+            help="Order of adds and of swaps; cosine: the most novel first; effect: what lowers the MSE most first "
+            "(reads the activations twice)."
+        ),
     ] = StitchConfig.order,  # type: ignore[assignment]
     bias: Annotated[
         Literal["eq5", "small", "large"],
         typer.Option(help="Output bias of stitched SAEs: mixed by latent counts (equation 5), or one SAE's own."),
     ] = StitchConfig.bias,  # type: ignore[assignment]
+    match: Annotated[
+        bool | None,
+        typer.Option(
+            "--match/--no-match",
+            help="Also match latents one to one, by decoder, encoder and both.",
+            show_default=f"SAEs of one width up to {StitchConfig.match_up_to}",
+        ),
+    ] = None,
+    ce: Annotated[
+        bool, typer.Option("--ce", help="Also cross-entropy and KL at points of the path (runs the model).")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model for --ce; implies it.", show_default="the one the cache was made with"),
+    ] = None,
+    ce_tokens: Annotated[str, typer.Option(help="Tokens for the cross-entropies, evenly spaced over the split.")] = str(
+        EvalConfig.ce_tokens
+    ),
+    dtype: Annotated[str, typer.Option(help="Of the model in --ce: bf16 or fp32.")] = EvalConfig.dtype,
+    take: Annotated[
+        str | None,
+        typer.Option(
+            help="Latents for -o FILE.st: small+novel, large, path:STEP, or @FILE with lines like 'small all', "
+            "'large 3-9'.",
+            show_default="small+novel",
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
             "-o",
             "--out",
-            help="FILE.json: the record. FILE.st: the small SAE with the novel latents, as an SAE.",
+            help="FILE.json: the record. FILE.st: a stitched SAE (see --take).",
             show_default="the record, on standard output",
         ),
     ] = _STDOUT,
@@ -71,194 +99,122 @@ def stitch(
     """
     console = Console(quiet=quiet, as_json=json_)
     limit = None if tokens is None else parse_count(tokens, "--tokens")
-    _check_options(saes, theta, out)
-    inputs = [_look(path) for path in saes]
-    _check_ladder(inputs, console)
-    cache = None if acts is None else open_cache(acts)
-    if cache is not None:
-        check_split(cache, split)
-        for i in inputs:
-            check_site(i, cache, console)
-            check_encodes(i, "stitch")
-    merged = out.suffix == ".st"
-    if merged:
-        _check_mergeable(inputs)
-    plan = _plan(inputs, cache, merged, theta=theta, order=order, bias=bias, split=split, tokens=limit, seed=seed)
+    check_options(saes, theta, out, take)
+    inputs = [look(path) for path in saes]
+    check_ladder(inputs, console)
+    cache = None if acts is None else _checked_cache(acts, split, inputs, console)
+    with_ce = ce or model is not None
+    if cache is None and (with_ce or order == "effect"):
+        raise ConfigError(f"{'--ce' if with_ce else '--order effect'} needs activations", "give --acts DIR")
+    chosen = check_take(take or "small+novel") if out.suffix == ".st" else None
+    if chosen or with_ce:
+        check_mergeable(inputs)
+    options: dict[str, Any] = {"theta": theta, "order": order, "bias": bias, "split": split, "tokens": limit}
+    options |= {"seed": seed, "match": match, "take": chosen}
+    if with_ce:
+        if dtype not in DTYPES:
+            raise ConfigError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
+        options |= {"ce_tokens": parse_count(ce_tokens, "--ce-tokens"), "model": model, "dtype": DTYPES[dtype]}
+    plan = _plan(inputs, cache, options)
     if dry_run:
         rows = None if cache is None else min(limit or cache.rows(split), cache.rows(split))
-        console.plan({"saes": [f"{i.name} ({i.d_sae})" for i in inputs], "theta": theta, "rows": rows, "output": out})
+        facts = {"saes": [f"{i.name} ({i.d_sae})" for i in inputs], "theta": theta, "rows": rows, "take": chosen}
+        console.plan({**facts, "output": out})
         return
     if container.up_to_date(out, plan, overwrite=overwrite):
         console.emit(container.read_header(out), out, h.sha256_file(out), {}, fresh=False)
         return
+    if with_ce:
+        options["model"] = model_name(cache, model)
+    settings = Settings(split, limit, order, bias, seed, resolve_device(device))
+    header, sha256, pairs = _made(console, out, plan, inputs, cache, options, settings)
+    warn(console, theta, pairs)
+    show(console, theta, pairs)
+    metrics = {name: header.config["stitched"][name] for name in ("take", "n_small", "n_large")} if chosen else {}
+    from saetool.engines.stitch_record import summary
 
-    from saetool.engines.stitch import compare, job
-    from saetool.engines.stitch_record import data_entry, pair_entry, sae_entry, summary
+    console.emit(header, out, sha256, {**summary(pairs), **metrics})
+
+
+def _checked_cache(acts: Path, split: str, inputs: list[Look], console: Console) -> Cache:
+    """The cache, if the SAEs can be applied to it."""
+    cache = open_cache(acts)
+    check_split(cache, split)
+    for i in inputs:
+        check_site(i, cache, console)
+        check_encodes(i, "stitch")
+    return cache
+
+
+def _made(
+    console: Console,
+    out: Path,
+    plan: h.Plan,
+    inputs: list[Look],
+    cache: Cache | None,
+    options: dict[str, Any],
+    settings: Settings,
+) -> tuple[h.Header, str, list[dict[str, Any]]]:
+    """Do it: header and hash of what was written to ``out``, and the pairs as in a record."""
+    from saetool.engines.stitch import compare
+    from saetool.engines.stitch_measured import data_entry
+    from saetool.engines.stitch_record import bias_entry, pair_entry, sae_entry
 
     files = [i.load() for i in inputs]
-    where = resolve_device(device)
-    compared = [compare(a.sae, b.sae, theta, StitchConfig.sweep, seed, where) for a, b in pairwise(files)]
+    theta, seed, take, match = options["theta"], settings.seed, options["take"], options["match"]
+    compared = [
+        compare(a, b, theta, StitchConfig.sweep, seed, settings.device, matched=_matched(a.d_sae, b.d_sae, match))
+        for a, b in pairwise([f.sae for f in files])
+    ]
+    jobs = jobs_of(console, files, compared, cache, settings)
+    if take is not None:
+        pairs = [pair_entry(*files, compared[0], None)]
+        return *write_stitched(out, plan, files, compared[0], jobs[0], take, settings), pairs
+    payload: dict[str, Any] = {"theta": theta, "saes": [sae_entry(f) for f in files]}
     data: list[dict[str, Any] | None] = [None] * len(compared)
     if cache is not None:
-        jobs = [job(k, k + 1, comparison, order, seed) for k, comparison in enumerate(compared)]
-        measured = _measure(console, files, jobs, cache, theta, split, limit, bias, where)
-        data = [data_entry(m, c, j, split, order, bias) for m, c, j in zip(measured, compared, jobs, strict=True)]
+        found = measured(console, files, jobs, cache, settings)
+        losses: list[Any] = [None] * len(compared)
+        if "ce_tokens" in options:
+            losses = cross_entropies(console, files, jobs, cache, settings, options)
+        data = [
+            data_entry(m, c, j, settings.split, settings.order, settings.bias) | {"ce": ce}
+            for m, c, j, ce in zip(found.pairs, compared, jobs, losses, strict=True)
+        ]
+        payload["bias_exchange"] = bias_entry(files, found.bias_exchange)
     pairs = [pair_entry(files[k], files[k + 1], c, d) for k, (c, d) in enumerate(zip(compared, data, strict=True))]
-    if merged:
-        header, sha256 = _write_merged(out, plan, files, compared[0], bias)
-    else:
-        header = plan.header(model=inputs[0].header.model, seed=seed, dtype="float64")
-        sha256 = container.write_json(
-            out, header, {"theta": theta, "saes": [sae_entry(f) for f in files], "pairs": pairs}
-        )
-    show(console, theta, pairs)
-    console.emit(header, out, sha256, summary(pairs))
+    header = plan.header(model=inputs[0].header.model, seed=seed, dtype="float64")
+    return header, container.write_json(out, header, {**payload, "pairs": pairs}), pairs
 
 
-@dataclass(frozen=True)
-class _Look:
-    """An SAE file of which only the header was read (standard input and other libraries' files are read whole)."""
+def _matched(n_small: int, n_large: int, asked: bool | None) -> bool:
+    """Whether to match one to one: as asked, else for two seeds of one width that is not too large."""
+    from saetool.core.matching import MAX_CELLS
 
-    path: Path
-    name: str
-    header: h.Header
-    d_in: int
-    d_sae: int
-    inference: str
-    sha256: str
-    file: "SAEFile | None"
-
-    def load(self) -> "SAEFile":
-        from saetool.artifacts import sae as sae_files
-
-        return self.file or sae_files.load(self.path)
-
-
-def _look(path: Path) -> _Look:
-    if str(path) == "-" or container.is_foreign(path):
-        from saetool.artifacts import sae as sae_files
-
-        file = sae_files.load(path)
-        sae = file.sae
-        return _Look(path, file.name or "-", file.header, sae.d_in, sae.d_sae, sae.inference, file.sha256, file)
-    hint = "SAEs are made by: saetool train, threshold, stitch, meta"
-    header = h.expect(container.read_header(path), h.SAE, str(path), hint)
-    tensors = container.read_contents(path).tensors
-    if "W_dec" not in tensors or len(tensors["W_dec"].shape) != 2:
-        raise ArtifactError(f"{path}: lacks the tensor W_dec", "make or copy it again")
-    d_sae, d_in = tensors["W_dec"].shape
-    inference = "jumprelu" if "threshold" in tensors else str(header.config.get("arch"))
-    return _Look(path, path.name, header, d_in, d_sae, inference, h.sha256_file(path), None)
-
-
-def _check_options(saes: list[Path], theta: float, out: Path) -> None:
-    if len(saes) < 2:
+    if asked and n_small * n_large > MAX_CELLS:
         raise ConfigError(
-            "one SAE given, two or more are compared", "example: saetool stitch small.st large.st --theta 0.7"
+            f"--match: {n_small} and {n_large} latents are too many to match one to one",
+            "it costs the cube of the width",
         )
-    check_one_stdin(saes)
-    if not 0 <= theta <= 1:
-        raise ConfigError(f"--theta {theta}: outside 0 to 1", "it is a cosine; the paper uses 0.7 for GPT-2")
-    if str(out) != "-" and out.suffix not in (".json", ".st"):
-        raise ConfigError(f"-o {out}: neither .json nor .st", "FILE.json for the record, FILE.st for the stitched SAE")
-    if out.suffix == ".st" and len(saes) != 2:
-        raise ConfigError(
-            f"-o {out}: a stitched SAE is made of two SAEs, and {len(saes)} were given",
-            "give two SAEs, or -o FILE.json for the record of all pairs",
-        )
+    return asked if asked is not None else n_small == n_large <= StitchConfig.match_up_to
 
 
-def _check_ladder(inputs: list[_Look], console: Console) -> None:
-    """Raise unless the SAEs read the same width and get no narrower; warn if their hooks differ."""
-    first = inputs[0]
-    for other in inputs[1:]:
-        if other.d_in != first.d_in:
-            raise ArtifactError(
-                f"{other.name}: made for activations of width {other.d_in}, and {first.name} for width {first.d_in}",
-                "stitch SAEs of the same model and layer",
-            )
-        there, here = (i.header.model.get("hook_name") for i in (other, first))
-        if here and there and here != there:
-            console.say(f"warning: {other.name} was trained on {there}, and {first.name} on {here}")
-    for small, large in pairwise(inputs):
-        if small.d_sae > large.d_sae:
-            raise ConfigError(
-                f"{small.name} has {small.d_sae} latents and comes before {large.name} with {large.d_sae}",
-                "give the smaller SAE first",
-            )
-
-
-def _check_mergeable(inputs: list[_Look]) -> None:
-    from saetool.core.sae import RANKED
-
-    for i in inputs:
-        if i.inference in RANKED:
-            raise ConfigError(
-                f"{i.name}: latents of a {i.inference} SAE without a threshold cannot be put into another SAE",
-                f"saetool threshold {i.name} -o WITH-THRESHOLD.st, and stitch that",
-            )
-
-
-def _plan(inputs: list[_Look], cache: Cache | None, merged: bool, **options: Any) -> h.Plan:
+def _plan(inputs: list[Look], cache: Cache | None, options: dict[str, Any]) -> h.Plan:
     """What will be made: only the options and inputs that its bytes depend on."""
-    names = ["theta", "bias"] if merged else ["theta", "seed"]
-    measured = cache is not None and not merged
-    if measured:
-        names += ["order", "bias", "split", "tokens"]
+    take = options["take"]
+    on_path = take is not None and take.startswith("path:")
+    measured = cache is not None and (take is None or (on_path and options["order"] == "effect"))
+    names = ["theta"]
+    names += ["bias", "take"] if take else ["seed", "match"]
+    names += ["order", "seed"] if on_path else []
+    names += ["order", "bias", "split", "tokens"] if measured else []
+    names += [name for name in ("ce_tokens", "model", "dtype") if name in options and not take]
     made_of = [h.Input("sae", i.name, i.sha256, i.header.schema) for i in inputs]
     parents = [i.header for i in inputs]
+    if take is not None and take.startswith("@"):
+        made_of.append(listed(Path(take[1:])))
     if measured and cache is not None:
         made_of.append(cache.as_input())
         parents.append(cache.header)
-    schema = h.SAE if merged else h.STITCH
+    schema = h.SAE if take else h.STITCH
     return h.Plan("stitch", schema, {name: options[name] for name in names}, made_of, parents)
-
-
-def _measure(
-    console: Console,
-    files: list["SAEFile"],
-    jobs: list["Job"],
-    cache: Cache,
-    theta: float,
-    split: str,
-    limit: int | None,
-    bias: str,
-    where: str,
-) -> list["Measured"]:
-    from saetool.engines.reader import Reader
-    from saetool.engines.stitch import Read, measure
-
-    reader = Reader(cache, split, device=where)
-    saes = [f.sae.map(lambda t: t.to(where)) for f in files]
-    thetas = sorted({*StitchConfig.sweep, theta})
-    result: list[Measured] = []
-    with console.progress("stitch", min(limit or reader.n_rows, reader.n_rows), "tokens") as advance:
-        for event in measure(saes, jobs, reader, bias=bias, thetas=thetas, limit=limit):
-            if isinstance(event, Read):
-                advance(event.n)
-            else:
-                result = event
-    return result
-
-
-def _write_merged(
-    out: Path, plan: h.Plan, files: list["SAEFile"], comparison: "Comparison", bias: str
-) -> tuple[h.Header, str]:
-    """Write the small SAE with the novel latents of the large one; its config says which they are."""
-    from saetool.artifacts import sae as sae_files
-    from saetool.core.stitch import stitched
-
-    small, large = files
-    novel = comparison.parts.novel
-    sae = stitched(small.sae, large.sae, novel, bias)
-    made = {
-        "theta": comparison.parts.theta,
-        "bias": bias,
-        "n_small": small.sae.d_sae,
-        "n_novel": int(novel.sum()),
-        "large_latents": novel.nonzero().squeeze(1).tolist(),
-    }
-    header = plan.header(
-        config=sae_files.config_of(sae) | {"stitched": made}, model=small.header.model, dtype="float32"
-    )
-    return header, sae_files.save(out, sae, header)

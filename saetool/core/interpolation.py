@@ -21,27 +21,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from saetool.core.sae import SAE
-from saetool.core.stitch import Path
+from saetool.core.sparse import Codes
+from saetool.core.stitch import Partition, Path
 
 _ROWS, _BLOCK = 256, 8_388_608
 """Rows of C computed at once, and the most entries such a block may have (64 MB)."""
 
 
-def firings(z: Float[Tensor, "n d_sae"]) -> csr_array:
-    """The activations that are not zero, a sparse row per token, float64."""
-    n, d_sae = z.shape
-    flat = z.reshape(-1)
-    where = flat.nonzero().squeeze(1)
-    rows = torch.div(where, d_sae, rounding_mode="floor")
-    starts = torch.zeros(n + 1, dtype=torch.int32)
-    starts[1:] = torch.bincount(rows, minlength=n).cumsum(0).cpu()
-    latents = (where - rows * d_sae).int().cpu()
-    return csr_array((flat[where].cpu().double().numpy(), latents.numpy(), starts.numpy()), shape=(n, d_sae))
+def firings(codes: Codes) -> csr_array:
+    """The active pairs as a sparse row per token, float64, on the CPU."""
+    starts = torch.zeros(codes.n + 1, dtype=torch.int32)
+    starts[1:] = codes.counts.cumsum(0).cpu()
+    values, latents = codes.values.cpu().double().numpy(), codes.latents.cpu().int().numpy()
+    return csr_array((values, latents, starts.numpy()), shape=(codes.n, codes.d_sae))
 
 
 class LatentSums:
@@ -61,12 +58,16 @@ class LatentSums:
         """Σ z d·(x − reference)."""
         self.squared_error = 0.0
         """Σ ‖x − x̂‖² with x̂ decoded from all latents: what the ends of a path must come to."""
+        self.error = torch.zeros_like(self.b_dec)
+        """Σ (x − x̂)."""
 
-    def add(self, z: csr_array, centred: Float[Tensor, "n d"]) -> None:
-        """Count some tokens: their activations and x − reference."""
+    def add(self, z: csr_array, centred: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Count some tokens: their activations and x − reference. Returns ‖x − x̂‖² of each."""
         rows, y = self.W_dec.numpy(), centred.numpy()
         error = centred + (self.reference - self.b_dec) - torch.from_numpy(z @ rows)
-        self.squared_error += float(error.square().sum())
+        squares = error.square().sum(1)
+        self.squared_error += float(squares.sum())
+        self.error += error.sum(0)
         fired = np.bincount(z.indices, minlength=len(rows))
         used = fired.nonzero()[0]  # in a wide SAE few of all latents fire in one batch
         local = (np.cumsum(fired > 0) - 1)[z.indices]
@@ -75,6 +76,7 @@ class LatentSums:
         self.fired += torch.from_numpy(fired)
         self.total += torch.from_numpy(np.bincount(z.indices, z.data, minlength=len(rows)))
         self.squares += torch.from_numpy(np.bincount(z.indices, z.data**2, minlength=len(rows)))
+        return squares
 
     def inner_about(self, centre: Float[Tensor, " d"]) -> Float[Tensor, " d_sae"]:
         """Σ z d·(x − centre)."""
@@ -106,39 +108,76 @@ class DataSums:
 
 
 class PairSums:
-    """Sums over tokens that belong to pairs of latents, each counted at the step of a path where it comes or goes."""
+    """Sums over tokens that belong to pairs of latents, each counted where it matters.
 
-    def __init__(self, small: LatentSums, large: LatentSums, path: Path, rank: Int[Tensor, " n_large"]) -> None:
-        self._small, self._large, self._path, self._rank = small.W_dec, large.W_dec, path, rank
-        n_large = len(large.W_dec)
+    That is: at the step of a path, and at the place in other orders of the large latents, where a pair comes or goes;
+    at its latent; at its component.
+    """
+
+    def __init__(
+        self,
+        small: LatentSums,
+        large: LatentSums,
+        path: Path,
+        parts: Partition,
+        nearest: Int[Tensor, " n_large"],
+        ranks: Int[Tensor, "n_orders n_large"],
+    ) -> None:
+        """``nearest``: the small latent nearest to each large one; ``ranks``: places of the latents in some orders."""
+        self._small, self._large, self._path, self._parts = small.W_dec, large.W_dec, path, parts
+        self.nearest, self.ranks = nearest, ranks
+        n_small, n_large = len(small.W_dec), len(large.W_dec)
         self.along_path = torch.zeros(path.n_steps + 1, dtype=torch.float64)
         """Change of Σ_{l,m ∈ S} C_lm at each step; at 0, its value for the small SAE."""
         self.with_small = torch.zeros(n_large, dtype=torch.float64)
         """Σ_{m small} C_lm of each large latent l."""
-        self.up_to = torch.zeros(n_large, dtype=torch.float64)
-        """By rank: the pairs of large latents of which the later one has this rank, C_lm and C_ml."""
-        self.down_to = torch.zeros(n_large, dtype=torch.float64)
-        """By rank: the pairs of which the earlier one has this rank."""
+        self.among_small = torch.zeros(n_small, dtype=torch.float64)
+        """Σ_{m small} C_lm of each small latent l, itself included."""
+        self.up_to = torch.zeros(ranks.shape, dtype=torch.float64)
+        """By place in each order: the pairs of large latents of which the later one is there, C_lm and C_ml."""
+        self.down_to = torch.zeros(ranks.shape, dtype=torch.float64)
+        """By place: the pairs of which the earlier one is there."""
+        self.swapped = torch.zeros(parts.n_components, dtype=torch.float64)
+        """Σ ‖δ‖² of each component, δ = what its large members write − what its small members write."""
+        self.with_nearest = torch.zeros(n_large, dtype=torch.float64)
+        """Σ z_l z_m of each large latent l, m the small one nearest to it."""
 
     def add(self, small: csr_array, large: csr_array) -> None:
         """Count some tokens: the activations of both SAEs."""
-        path = self._path
+        path, of_small, of_large = self._path, self._parts.component_of_small, self._parts.component_of_large
         for rows, C in _own_pairs(large, self._large):
-            at = _by_order(C, path.added_at[rows], path.added_at[: rows.stop], path.n_steps + 1)
+            sums = C.sum(1), C.sum(0)
+            at = _by_order(C, sums, path.added_at[rows], path.added_at[: rows.stop], path.n_steps + 1)
             self.along_path += at.last
-            ranked = _by_order(C, self._rank[rows], self._rank[: rows.stop], len(self._rank))
-            self.up_to += ranked.last
-            self.down_to += ranked.first
+            for rank, up_to, down_to in zip(self.ranks, self.up_to, self.down_to, strict=True):
+                at = _by_order(C, sums, rank[rows], rank[: rows.stop], len(rank))
+                up_to += at.last
+                down_to += at.first
+            self._within(C, of_large[rows], of_large[: rows.stop])
         for rows, C in _own_pairs(small, self._small):
-            at = _by_order(C, path.removed_at[rows], path.removed_at[: rows.stop], path.n_steps + 1)
+            sums = C.sum(1), C.sum(0)
+            at = _by_order(C, sums, path.removed_at[rows], path.removed_at[: rows.stop], path.n_steps + 1)
             self.along_path[0] += C.sum()
             self.along_path -= at.first
-        for rows, C in _cross_pairs(large, self._large, small, self._small):
+            self.among_small[rows] += sums[0] / 2  # C holds each pair twice, and a latent with itself once
+            self.among_small[: rows.stop] += sums[1] / 2
+            self._within(C, of_small[rows], of_small[: rows.stop])
+        for rows, C, products in _cross_pairs(large, self._large, small, self._small):
             self.with_small[rows] += C.sum(1)
+            self.with_nearest[rows] += products.gather(1, self.nearest[rows, None].clamp_min(0)).squeeze(1)
+            C.mul_(2)
+            self._within(-C, of_large[rows], of_small)
             enters, leaves = path.added_at[rows], path.removed_at
-            C.mul_(2).mul_(enters[:, None] < leaves)  # a pair swapped in one step is never included together
+            C.mul_(enters[:, None] < leaves)  # a pair swapped in one step is never included together
             self.along_path.index_add_(0, enters, C.sum(1))
             self.along_path.index_add_(0, leaves, -C.sum(0))
+
+    def _within(self, C: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """Add the entries of C whose two latents belong to the same component to that component's sum."""
+        mine = (rows >= 0).nonzero().squeeze(1)
+        if len(mine):
+            same = torch.where(rows[mine, None] == columns, C[mine], 0.0)
+            self.swapped.index_add_(0, rows[mine], same.sum(1))
 
 
 class _Placed(NamedTuple):
@@ -146,13 +185,16 @@ class _Placed(NamedTuple):
     first: Tensor
 
 
-def _by_order(C: Tensor, rows: Tensor, columns: Tensor, n: int) -> _Placed:
-    """Sums of C at the later (``last``) and at the earlier (``first``) place of each pair; places are below ``n``."""
-    row_is_last = C * (rows[:, None] >= columns)
-    column_is_last = C - row_is_last
+def _by_order(C: Tensor, sums: tuple[Tensor, Tensor], rows: Tensor, columns: Tensor, n: int) -> _Placed:
+    """Sums of C at the later (``last``) and at the earlier (``first``) place of each pair; places are below ``n``.
+
+    ``sums``: those of C's rows and of its columns.
+    """
+    row_is_last = torch.where(rows[:, None] >= columns, C, 0.0)
+    of_rows, of_columns = row_is_last.sum(1), row_is_last.sum(0)
     last, first = torch.zeros(n, dtype=C.dtype), torch.zeros(n, dtype=C.dtype)
-    last.index_add_(0, rows, row_is_last.sum(1)).index_add_(0, columns, column_is_last.sum(0))
-    first.index_add_(0, columns, row_is_last.sum(0)).index_add_(0, rows, column_is_last.sum(1))
+    last.index_add_(0, rows, of_rows).index_add_(0, columns, sums[1] - of_columns)
+    first.index_add_(0, columns, of_columns).index_add_(0, rows, sums[0] - of_rows)
     return _Placed(last, first)
 
 
@@ -165,11 +207,14 @@ def _own_pairs(z: csr_array, W_dec: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, C.tril_(rows.start).add_(C.tril(rows.start - 1))
 
 
-def _cross_pairs(z: csr_array, W_dec: Tensor, other: csr_array, W_other: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, C[rows, :]) between the latents of two SAEs."""
+def _cross_pairs(
+    z: csr_array, W_dec: Tensor, other: csr_array, W_other: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, C[rows, :], Σ z_l z_m of the same pairs) between the latents of two SAEs."""
     transposed = z.T.tocsr()
     for rows in _row_blocks(len(W_dec), len(W_other)):
-        yield rows, torch.from_numpy((transposed[rows] @ other).toarray()) * (W_dec[rows] @ W_other.T)
+        products = torch.from_numpy((transposed[rows] @ other).toarray())
+        yield rows, products * (W_dec[rows] @ W_other.T), products
 
 
 def _row_blocks(n: int, width: int) -> list[slice]:
@@ -206,90 +251,3 @@ def curve(data: DataSums, small: LatentSums, large: LatentSums, pairs: PairSums,
     error = squares - 2 * share * along_c + data.n * share.square() * (c @ c)
     n_small, n_large = path.included()
     return Curve(error / data.n, included(small.fired, large.fired) / data.n, n_small + n_large)
-
-
-def residual_inner(small: LatentSums, large: LatentSums, pairs: PairSums) -> Float[Tensor, " n_large"]:
-    """Σ z_l d_l·e of each large latent, e = x − x̂ of the small SAE."""
-    return large.inner_about(small.b_dec) - pairs.with_small
-
-
-def effects(data: DataSums, small: LatentSums, large: LatentSums, pairs: PairSums) -> Float[Tensor, " n_large"]:
-    """Change of the small SAE's MSE when one large latent is added, b_dec unchanged: E[z²‖d‖² − 2 z d·e] of each."""
-    own = large.squares * large.W_dec.square().sum(1)
-    return (own - 2 * residual_inner(small, large, pairs)) / data.n
-
-
-@dataclass(frozen=True)
-class Group:
-    """All novel, or all reconstruction latents at one theta, added to the small SAE with its own b_dec."""
-
-    theta: float
-    n_novel: int
-    n_reconstruction: int
-    novel_delta: float
-    """Change of the small SAE's MSE by all novel latents, relative to that MSE (0.1: 10% worse)."""
-    reconstruction_delta: float
-
-
-def groups(
-    max_cosine: Float[Tensor, " n_large"],
-    thetas: list[float],
-    small: LatentSums,
-    large: LatentSums,
-    pairs: PairSums,
-    rank: Int[Tensor, " n_large"],
-) -> list[Group]:
-    """The effect of adding whole groups; ``rank`` is the one ``pairs`` were counted by: ascending max cosine.
-
-    Each novel group is then a head of the latents by rank and each reconstruction group a tail. Latents with a zero
-    row (max cosine NaN) come last; they belong to neither group and add nothing.
-    """
-    ranked = torch.zeros_like(pairs.up_to).index_add_(0, rank, residual_inner(small, large, pairs))
-    none = torch.zeros(1, dtype=torch.float64)
-    head = torch.cat([none, (pairs.up_to - 2 * ranked).cumsum(0)])
-    tail = torch.cat([(pairs.down_to - 2 * ranked).flip(0).cumsum(0).flip(0), none])
-    mse = small.squared_error if small.squared_error > 0 else float("nan")
-    result = []
-    for theta in thetas:
-        n = int((max_cosine < theta).sum())
-        rest = int((max_cosine >= theta).sum())
-        result.append(Group(theta, n, rest, float(head[n]) / mse, float(tail[n]) / mse))
-    return result
-
-
-def ascending_rank(max_cosine: Float[Tensor, " n_large"]) -> Int[Tensor, " n_large"]:
-    """Place of each latent by ascending max cosine; NaN last, equals in order."""
-    order = torch.sort(max_cosine.nan_to_num(nan=torch.inf), stable=True).indices
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return rank
-
-
-class Prediction(NamedTuple):
-    """How well max cosine predicts whether a latent helps; NaN where one of the two kinds is missing."""
-
-    auc: float
-    """Chance that a latent which raises the MSE has a larger max cosine than one which lowers it (ties count half)."""
-    best_theta: float
-    """The cut-off with the best balanced accuracy of "below it ⇒ lowers the MSE"; the lowest of equals."""
-    best_balanced_accuracy: float
-
-
-def predict(
-    max_cosine: Float[Tensor, " n_large"], delta: Float[Tensor, " n_large"], usable: Bool[Tensor, " n_large"]
-) -> Prediction:
-    """ROC area of max cosine as predictor of the sign of the effect, over the ``usable`` latents (those that fire)."""
-    mine = usable & ~max_cosine.isnan()
-    lowers = max_cosine[mine & (delta < 0)].sort().values
-    raises = max_cosine[mine & (delta >= 0)].sort().values
-    if not len(lowers) or not len(raises):
-        return Prediction(float("nan"), float("nan"), float("nan"))
-    below = torch.searchsorted(lowers, raises) + torch.searchsorted(lowers, raises, right=True)
-    auc = float(below.double().mean()) / 2 / len(lowers)
-    values = torch.cat([lowers, raises]).unique()
-    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    novel_and_lowers = torch.searchsorted(lowers, cuts) / len(lowers)
-    kept_and_raises = 1 - torch.searchsorted(raises, cuts) / len(raises)
-    accuracy = (novel_and_lowers.double() + kept_and_raises.double()) / 2
-    best = int(accuracy.argmax())
-    return Prediction(auc, float(cuts[best]), float(accuracy[best]))

@@ -23,7 +23,7 @@ from saetool.core.sae import RANKED, SAE, require_plain
 from saetool.core.similarity import Similarity
 from saetool.errors import ConfigError
 
-ORDERS = ("random", "cosine", "index")
+ORDERS = ("random", "cosine", "effect", "index")
 BIASES = ("eq5", "small", "large")
 
 
@@ -109,24 +109,41 @@ class Path:
         return small.double() / (small + large)
 
 
-def path(found: Similarity, parts: Partition, order: str, generator: torch.Generator) -> Path:
+@dataclass(frozen=True)
+class Deltas:
+    """What each step would change the intact small SAE's MSE by if it were the only one (``core/effects.py``)."""
+
+    added: Float[Tensor, " n_large"]
+    swapped: Float[Tensor, " n_components"]
+    removed: Float[Tensor, " n_small"]
+
+
+def path(
+    found: Similarity, parts: Partition, order: str, generator: torch.Generator, deltas: Deltas | None = None
+) -> Path:
     """The way from small to large at ``parts.theta``.
 
     Within each phase: ``random``; ``cosine``, ascending largest cosine (of a component: of its members), so that the
-    newest come first; ``index``, ascending (of a component: of its first large member).
+    newest come first; ``effect``, ascending ``deltas`` (required), so that what helps most comes first; ``index``,
+    ascending (of a component: of its first large member).
     """
+    if order == "effect" and deltas is None:
+        raise ConfigError("order effect needs the effects, and they are measured on activations", "give --acts DIR")
     n_large, n_small = len(parts.novel), len(parts.unmatched)
     added_at = torch.zeros(n_large, dtype=torch.int64)
     removed_at = torch.zeros(n_small, dtype=torch.int64)
     step = 0
 
-    def ranks(cosine: Tensor, first: Tensor) -> Tensor:
+    def ranks(cosine: Tensor, first: Tensor, delta: Tensor | None) -> Tensor:
         """Step of each item of a phase: its place in the order, counted on from the steps taken so far."""
         match order:
             case "random":
                 sequence = torch.randperm(len(first), generator=generator)
             case "cosine":
                 sequence = torch.sort(cosine, stable=True).indices
+            case "effect":
+                assert delta is not None
+                sequence = torch.sort(delta, stable=True).indices
             case "index":
                 sequence = torch.sort(first, stable=True).indices
             case _:
@@ -135,32 +152,54 @@ def path(found: Similarity, parts: Partition, order: str, generator: torch.Gener
         place[sequence] = torch.arange(step + 1, step + 1 + len(first))
         return place
 
-    def alone(latents: Tensor, cosines: Tensor) -> Tensor:
-        return ranks(cosines[latents], latents.nonzero().squeeze(1))
+    def alone(latents: Tensor, cosines: Tensor, delta: Tensor | None) -> Tensor:
+        return ranks(cosines[latents], latents.nonzero().squeeze(1), None if delta is None else delta[latents])
 
-    added_at[parts.novel] = alone(parts.novel, found.max_cosine)
+    added, swapped, removed = (deltas.added, deltas.swapped, deltas.removed) if deltas else (None, None, None)
+    added_at[parts.novel] = alone(parts.novel, found.max_cosine, added)
     step += int(parts.novel.sum())
     of_large, of_small = parts.component_of_large, parts.component_of_small
     members = parts.reconstruction.nonzero().squeeze(1)
     empty = torch.full((parts.n_components,), -2.0, dtype=torch.float64)
     closest = empty.scatter_reduce(0, of_large[members], found.max_cosine[members], "amax")
     first = torch.full((parts.n_components,), n_large).scatter_reduce(0, of_large[members], members, "amin")
-    at = ranks(closest, first)
+    at = ranks(closest, first, swapped)
     added_at[members] = at[of_large[members]]
     removed_at[of_small >= 0] = at[of_small[of_small >= 0]]
     step += parts.n_components
-    for when, latents, cosines in (
-        (added_at, found.zero_large, found.max_cosine),
-        (removed_at, parts.unmatched | found.zero_small, found.max_cosine_of_small),
+    for when, latents, cosines, delta in (
+        (added_at, found.zero_large, found.max_cosine, added),
+        (removed_at, parts.unmatched | found.zero_small, found.max_cosine_of_small, removed),
     ):
-        when[latents] = alone(latents, cosines)
+        when[latents] = alone(latents, cosines, delta)
         step += int(latents.sum())
     return Path(added_at, removed_at, int(parts.novel.sum()), parts.n_components, step)
 
 
+@dataclass(frozen=True)
+class Included:
+    """Which latents a stitched SAE is made of."""
+
+    small: Bool[Tensor, " n_small"]
+    large: Bool[Tensor, " n_large"]
+
+    @property
+    def alpha(self) -> float:
+        """Eq. 5's share of the small SAE's b_dec."""
+        n_small, n_large = int(self.small.sum()), int(self.large.sum())
+        return n_small / (n_small + n_large)
+
+
+def included_at(way: Path, step: int) -> Included:
+    """The state of ``way`` after ``step`` steps. Raises ``ConfigError`` unless there is such a step."""
+    if not 0 <= step <= way.n_steps:
+        raise ConfigError(f"step {step}: the path has the steps 0 (small) to {way.n_steps} (large)")
+    return Included(way.removed_at > step, way.added_at <= step)
+
+
 @torch.no_grad()
-def stitched(small: SAE, large: SAE, latents: Bool[Tensor, " n_large"], bias: str) -> SAE:
-    """The small SAE with ``latents`` of the large one, as one ordinary SAE: eq. 5 with L0 everything, L1 ``latents``.
+def stitched(small: SAE, large: SAE, included: Included, bias: str) -> SAE:
+    """The ``included`` latents as one ordinary SAE (eq. 5), those of the small one first.
 
     ``bias``: eq. 5's α, or the small or the large SAE's b_dec. Each latent keeps its own encoder: the pre-encoder
     bias goes into b_enc (b_enc − b_dec W_enc), and nothing is subtracted any more. Every latent gets a threshold, so
@@ -168,16 +207,17 @@ def stitched(small: SAE, large: SAE, latents: Bool[Tensor, " n_large"], bias: st
     """
     if bias not in BIASES:
         raise ConfigError(f"bias {bias}: unknown", f"one of {', '.join(BIASES)}")
+    if not (included.small.any() or included.large.any()):
+        raise ConfigError("a stitched SAE needs at least one latent")
     one, two = _absolute(small), _absolute(large)
-    n_small, n_novel = small.d_sae, int(latents.sum())
-    alpha = {"eq5": n_small / (n_small + n_novel), "small": 1.0, "large": 0.0}[bias]
+    alpha = {"eq5": included.alpha, "small": 1.0, "large": 0.0}[bias]
     assert one.threshold is not None and two.threshold is not None
     return SAE(
-        W_enc=torch.cat([one.W_enc, two.W_enc[:, latents]], dim=1),
-        b_enc=torch.cat([one.b_enc, two.b_enc[latents]]),
-        W_dec=torch.cat([one.W_dec, two.W_dec[latents]]),
+        W_enc=torch.cat([one.W_enc[:, included.small], two.W_enc[:, included.large]], dim=1),
+        b_enc=torch.cat([one.b_enc[included.small], two.b_enc[included.large]]),
+        W_dec=torch.cat([one.W_dec[included.small], two.W_dec[included.large]]),
         b_dec=(alpha * small.b_dec.double() + (1 - alpha) * large.b_dec.double()).to(small.b_dec.dtype),
-        threshold=torch.cat([one.threshold, two.threshold[latents]]),
+        threshold=torch.cat([one.threshold[included.small], two.threshold[included.large]]),
         arch="jumprelu",
         k=None,
         subtract_b_dec=False,

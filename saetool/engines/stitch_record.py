@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saetool.artifacts.sae import SAEFile
+from saetool.core.matching import Matchings
+from saetool.core.sae import unit_rows
 from saetool.core.stitch import Partition
-from saetool.engines.stitch import Comparison, Job, Measured
+from saetool.engines.stitch import Comparison
 
 
 def sae_entry(file: SAEFile) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def pair_entry(small: SAEFile, large: SAEFile, comparison: Comparison, data: dic
         "unmatched_small": int(parts.unmatched.sum()),
         "components": parts.n_components,
         "component_shapes": [list(shape) for shape in parts.shapes()],
+        "largest_component_share": _largest_share(parts),
         "largest_components": [list(sizes) for sizes in parts.largest(10)],
         "max_cosine": {
             "mean": float(cosines.mean()),
@@ -60,26 +64,61 @@ def pair_entry(small: SAEFile, large: SAEFile, comparison: Comparison, data: dic
             [s, big, c]
             for s, big, c in zip(edges.small.tolist(), edges.large.tolist(), edges.cosine.tolist(), strict=True)
         ],
-        "sweep": [_sweep_entry(p) for p in comparison.sweep],
-        "null": {
-            "max_cosine_mean": float(null.mean()),
-            "max_cosine_q99": _quantile(null, 0.99),
-            "reconstruction_share": float((null >= parts.theta).double().mean()),
-        },
+        "sweep": [_sweep_entry(theta, p, cosines) for theta, p in comparison.sweep.items()],
+        "null": _null_entry(null, parts.theta),
+        "null_shuffled": _null_entry(comparison.shuffled, parts.theta),
+        "matching": None if comparison.matchings is None else _matching_entry(comparison.matchings, parts.theta),
         "data": data,
     }
 
 
-def _sweep_entry(parts: Partition) -> dict[str, Any]:
-    largest = parts.largest(1)
+def _largest_share(parts: Partition) -> float:
+    """Members of the largest component among all latents that are in one; 0 without components."""
+    return int(parts.sizes.sum(1).max()) / int(parts.sizes.sum()) if parts.n_components else 0.0
+
+
+def _null_entry(null: Tensor, theta: float) -> dict[str, float]:
+    """Max cosines of large latents to rows that know nothing of them."""
     return {
-        "theta": parts.theta,
-        "novel": int(parts.novel.sum()),
-        "novel_share": parts.novel_share,
-        "components": parts.n_components,
-        "unmatched_small": int(parts.unmatched.sum()),
-        "largest_component": sum(largest[0]) if largest else 0,
+        "max_cosine_mean": float(null.mean()),
+        "max_cosine_q99": _quantile(null, 0.99),
+        "reconstruction_share": float((null >= theta).double().mean()),
     }
+
+
+def _matching_entry(found: Matchings, theta: float) -> dict[str, Any]:
+    """One-to-one matchings: mean cosines of the matched pairs, and how many of them reach theta."""
+    entry: dict[str, Any] = {"same_partner": found.same_partner()}
+    for name, matching in (("decoder", found.by_decoder), ("encoder", found.by_encoder), ("both", found.by_both)):
+        reach = {"decoder": matching.decoder >= theta, "encoder": matching.encoder >= theta}
+        reach["both"] = reach["decoder"] & reach["encoder"]
+        entry[name] = {
+            "decoder_cosine_mean": float(matching.decoder.mean()),
+            "encoder_cosine_mean": float(matching.encoder.mean()),
+            "shared": float(reach[name].double().mean()),
+        }
+    return entry
+
+
+def _sweep_entry(theta: float, parts: Partition | None, cosines: Tensor) -> dict[str, Any]:
+    """Counts at another theta; only those of single latents where it joins too many pairs for components."""
+    novel = int((cosines < theta).sum())
+    largest = [] if parts is None else parts.largest(1)
+    return {
+        "theta": theta,
+        "novel": novel,
+        "novel_share": novel / len(cosines),
+        "components": None if parts is None else parts.n_components,
+        "unmatched_small": None if parts is None else int(parts.unmatched.sum()),
+        "largest_component": None if parts is None else sum(largest[0]) if largest else 0,
+    }
+
+
+def bias_entry(files: Sequence[SAEFile], mse: list[list[float]]) -> dict[str, Any]:
+    """MSE of each SAE (row) with the output bias of each (column), and the cosines of those biases (Fig. 17)."""
+    biases = torch.stack([f.sae.b_dec.double() for f in files])
+    unit = unit_rows(biases)
+    return {"saes": [f.name for f in files], "mse": mse, "b_dec_cosine": (unit @ unit.T).clamp(-1, 1).tolist()}
 
 
 def _quantile(values: Tensor, q: float) -> float:
@@ -90,62 +129,6 @@ def _quantile(values: Tensor, q: float) -> float:
     ordered = values.sort().values
     low, high = ordered[int(place)], ordered[min(int(place) + 1, len(values) - 1)]
     return float(low + (high - low) * (place - int(place)))
-
-
-def data_entry(
-    measured: Measured, comparison: Comparison, job: Job, split: str, order: str, bias: str
-) -> dict[str, Any]:
-    """What the activations say of one pair. ``alive`` counts only latents that fired at least once on these tokens."""
-    small, large, curve, parts = measured.small, measured.large, measured.curve, comparison.parts
-    alive = large.fires > 0
-    novel, rest = int((parts.novel & alive).sum()), int((parts.reconstruction & alive).sum())
-    return {
-        "split": split,
-        "n_tokens": measured.n_tokens,
-        "mse_small": small.mse,
-        "mse_large": large.mse,
-        "l0_small": small.l0,
-        "l0_large": large.l0,
-        "dead_small": int((small.fires == 0).sum()),
-        "dead_large": int((~alive).sum()),
-        "alive": {
-            "novel": novel,
-            "reconstruction": rest,
-            "novel_share": novel / (novel + rest) if novel + rest else None,
-        },
-        "effects": {"delta_mse": measured.delta_mse.tolist(), "firing_rate": large.fires.tolist()},
-        "auc": measured.prediction.auc,
-        "best_theta": measured.prediction.best_theta,
-        "best_balanced_accuracy": measured.prediction.best_balanced_accuracy,
-        "groups": [
-            {
-                "theta": g.theta,
-                "n_novel": g.n_novel,
-                "n_reconstruction": g.n_reconstruction,
-                "novel_delta": g.novel_delta,
-                "reconstruction_delta": g.reconstruction_delta,
-            }
-            for g in measured.groups
-        ],
-        "path": {
-            "order": order,
-            "bias": bias,
-            "theta": parts.theta,
-            "n_add_steps": job.path.n_add,
-            "n_swap_steps": job.path.n_swap,
-            "mse": curve.mse.tolist(),
-            "l0": curve.l0.tolist(),
-            "n_latents": curve.n_latents.tolist(),
-        },
-        "path_end_error": {
-            "mse_small": None if bias == "large" else _relative(curve.mse[0], small.mse),
-            "mse_large": None if bias == "small" else _relative(curve.mse[-1], large.mse),
-        },
-    }
-
-
-def _relative(value: Tensor, truth: float) -> float:
-    return abs(float(value) - truth) / truth if truth else float("nan")
 
 
 def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:

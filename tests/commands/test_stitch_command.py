@@ -199,8 +199,10 @@ def test_a_st_output_is_the_small_sae_with_the_novel_latents(acts):
     result = saetool("small.st", "large.st", "-o", "both.st", "--json", "--quiet")
     assert json.loads(result.stdout)["kind"] == "sae"
     both, small, large = (sae_files.load(Path(name)) for name in ("both.st", "small.st", "large.st"))
+    sources = [{"name": f.name, "sha256": f.sha256, "d_sae": f.sae.d_sae} for f in (small, large)]
     assert both.header.config["stitched"] == {
-        "theta": 0.7, "bias": "eq5", "n_small": 10, "n_novel": 6, "large_latents": [14, 15, 16, 17, 18, 19],
+        "take": "small+novel", "theta": 0.7, "bias": "eq5", "n_small": 10, "n_large": 6,
+        "sources": sources, "latents": [[0, 0, 10], [1, 14, 6]],
     }  # fmt: skip
     assert [entry["verb"] for entry in both.header.history] == ["train", "train", "stitch"]
     x = container.open_tensors(acts / "shard-00000.st", ["acts"])["acts"]
@@ -253,11 +255,11 @@ def test_an_sae_wider_than_the_next_is_a_usage_error():
     assert "large.st has 20 latents and comes before small.st with 10" in line
 
 
-@pytest.mark.parametrize("theta", ["-0.1", "1.5", "nan"])
-def test_theta_must_be_a_cosine_from_0_to_1(theta):
+@pytest.mark.parametrize("theta", ["-1", "1.5", "nan"])
+def test_theta_must_be_a_cosine_above_minus_1(theta):
     code, line = refused("small.st", "large.st", "--theta", theta)
     assert code == 2
-    assert f"--theta {theta}: outside 0 to 1" in line
+    assert f"--theta {float(theta)}: not a cosine above -1 and up to 1" in line
 
 
 def test_usage_errors_say_what_is_wrong(acts):

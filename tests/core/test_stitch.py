@@ -10,17 +10,18 @@ from conftest import generator, planted_pair, random_sae, sparse_data
 from torch import Tensor
 
 from saetool.core import interpolation
-from saetool.core.interpolation import predict
+from saetool.core import similarity as similarity_module
+from saetool.core.prediction import predict
 from saetool.core.sae import SAE, unit_rows
-from saetool.core.similarity import random_max_cosines, similarity
-from saetool.core.stitch import BIASES, ORDERS, partition, path, stitched
+from saetool.core.similarity import max_cosines, random_directions, shuffled_coordinates, similarity
+from saetool.core.stitch import BIASES, ORDERS, Deltas, Included, partition, path, stitched
 from saetool.engines import stitch as engine
 from saetool.engines.reader import Reader
 from saetool.engines.stitch import Comparison, Job, Measured, compare, job, measure
 from saetool.errors import ConfigError
 
 SWEEP = (0.1, 0.3, 0.5, 0.7, 0.9)
-THETA = 0.4
+THETA, N_ORDERS = 0.4, 2
 """At this cut-off random rows in 16 dimensions give novel latents, components of many shapes and unmatched ones."""
 
 
@@ -38,9 +39,14 @@ def run(
     saes: list[SAE], x: Tensor, theta: float = THETA, order: str = "random", bias: str = "eq5", seed: int = 0
 ) -> list[tuple[Comparison, Job, Measured]]:
     comparisons = [compare(a, b, theta, SWEEP, seed, "cpu") for a, b in itertools.pairwise(saes)]
-    jobs = [job(k, k + 1, c, order, seed) for k, c in enumerate(comparisons)]
+    deltas = [None] * len(comparisons)
+    if order == "effect":
+        deltas = [found.deltas for _, _, found in run(saes, x, theta, "index", bias)]
+    jobs = [
+        job(k, k + 1, c, order, seed, N_ORDERS, d) for k, (c, d) in enumerate(zip(comparisons, deltas, strict=True))
+    ]
     *_, results = measure(saes, jobs, Rows(x), bias=bias, thetas=(*SWEEP, theta))
-    return list(zip(comparisons, jobs, results, strict=True))
+    return list(zip(comparisons, jobs, results.pairs, strict=True))
 
 
 def pair(kind: str, seed: int) -> tuple[SAE, SAE]:
@@ -178,15 +184,43 @@ def test_rows_of_norm_zero_are_neither_novel_nor_matched():
     assert not parts.unmatched.any()
     with pytest.raises(ConfigError, match="zero"):
         similarity(torch.zeros(3, 4), torch.ones(5, 4), 0.7)
+    with pytest.raises(ConfigError, match="larger"):
+        similarity(torch.ones(3, 4), torch.zeros(5, 4), 0.7)
 
 
-def test_random_directions_reconstruct_less_than_the_small_sae_does():
+def test_nulls_reconstruct_less_than_the_small_sae_does():
     small, large = planted_pair()
-    null = random_max_cosines(small.d_sae, large.W_dec, generator(3), block=7)
-    assert torch.equal(null, random_max_cosines(small.d_sae, large.W_dec, generator(3), block=7))
-    assert not torch.equal(null, random_max_cosines(small.d_sae, large.W_dec, generator(4), block=7))
-    assert len(null) == large.d_sae
-    assert (null >= 0.7).sum() == 0
+    assert torch.equal(random_directions(9, 32, generator(3)), random_directions(9, 32, generator(3)))
+    assert not torch.equal(random_directions(9, 32, generator(3)), random_directions(9, 32, generator(4)))
+    shuffled = shuffled_coordinates(small.W_dec, generator())
+    assert torch.equal(shuffled.sort(dim=0).values, small.W_dec.sort(dim=0).values)
+    for rows in (random_directions(small.d_sae, 32, generator(3)), shuffled):
+        null = max_cosines(rows, large.W_dec, block=7)
+        whole = unit_rows(large.W_dec.double()) @ unit_rows(rows.double()).T
+        torch.testing.assert_close(null, whole.amax(1), rtol=0, atol=1e-6)
+        assert (null >= 0.7).sum() == 0
+
+
+def test_pairs_nearer_to_a_cutoff_than_float32_can_tell_are_told_apart():
+    g = generator(8)
+    small = unit_rows(torch.randn(1, 64, generator=g).double())
+    other = torch.randn(400, 64, generator=g).double()
+    other = unit_rows(other - (other @ small.T) * small)
+    cosines = 0.7 + 1e-8 * torch.arange(-200, 200, dtype=torch.float64)
+    large = cosines[:, None] * small + (1 - cosines**2).sqrt()[:, None] * other
+    found = similarity(small, large, 0.7, (0.5,))
+    exact = (unit_rows(large) @ unit_rows(small).T).squeeze(1)
+    clear = (exact - 0.7).abs() > 1e-12
+    assert torch.equal((found.max_cosine >= 0.7)[clear], (exact >= 0.7)[clear])
+    assert found.edges.large.tolist() == (found.max_cosine >= 0.7).nonzero().squeeze(1).tolist()
+
+
+def test_a_cutoff_that_joins_too_many_pairs_has_no_components(monkeypatch):
+    monkeypatch.setattr(similarity_module, "MAX_EDGES", 30)
+    small, large = random_sae(12, seed=3).W_dec, random_sae(20, seed=4).W_dec
+    assert set(similarity(small, large, 0.6, (-0.5, 0.7)).labels) == {0.6, 0.7}
+    with pytest.raises(ConfigError, match=r"theta -0\.5 joins more than 30 pairs"):
+        similarity(small, large, -0.5)
 
 
 # --- the path --------------------------------------------------------------------------------------------------
@@ -197,7 +231,9 @@ def test_a_path_adds_novel_latents_then_swaps_components_then_drops_the_unmatche
     small, large = random_sae(12, seed=3), random_sae(20, seed=4)
     found = similarity(small.W_dec, large.W_dec, 0.5)
     parts = partition(found, 0.5)
-    way = path(found, parts, order, generator())
+    g = generator(5)
+    deltas = Deltas(*(torch.randn(n, generator=g, dtype=torch.float64) for n in (20, parts.n_components, 12)))
+    way = path(found, parts, order, generator(), deltas)
     n_novel, n_unmatched = int(parts.novel.sum()), int(parts.unmatched.sum())
     assert min(n_novel, parts.n_components, n_unmatched) > 1
     assert (way.n_add, way.n_swap) == (n_novel, parts.n_components)
@@ -217,6 +253,13 @@ def test_a_path_adds_novel_latents_then_swaps_components_then_drops_the_unmatche
     if order == "cosine":
         cosines = found.max_cosine[parts.novel][novel_order]
         assert torch.equal(cosines, cosines.sort().values)
+    if order == "effect":
+        assert torch.equal(deltas.added[parts.novel][novel_order], deltas.added[parts.novel].sort().values)
+        at = torch.zeros(parts.n_components, dtype=torch.int64)
+        at[parts.component_of_large[parts.reconstruction]] = way.added_at[parts.reconstruction]
+        assert torch.equal(at.argsort(), deltas.swapped.argsort())
+        gone = way.removed_at[parts.unmatched].argsort()
+        assert torch.equal(gone, deltas.removed[parts.unmatched].argsort())
     if order == "index":
         assert torch.equal(novel_order, torch.arange(n_novel))
 
@@ -282,7 +325,7 @@ def test_a_firing_latent_with_a_zero_row_counts_in_l0_so_that_the_ends_agree():
     assert min(float(found.small.fires[3]), float(found.large.fires[5])) > 0
     assert float(found.curve.l0[-1]) == pytest.approx(found.large.l0)
     assert float(found.curve.mse[-1]) == pytest.approx(found.large.mse, rel=1e-12)
-    assert float(found.delta_mse[5]) == 0
+    assert float(found.deltas.added[5]) == 0
 
 
 # --- effects ---------------------------------------------------------------------------------------------------
@@ -297,7 +340,7 @@ def test_the_effect_of_each_latent_equals_adding_it_and_measuring_again(kind, se
     for i in range(large.d_sae):
         only = torch.arange(20) == i
         after, _ = reconstruction(small, large, x, everything(small), only, 1.0)
-        assert float(found.delta_mse[i]) == pytest.approx(after - before, abs=1e-11 * before)
+        assert float(found.deltas.added[i]) == pytest.approx(after - before, abs=1e-11 * before)
     assert torch.equal(found.large.fires, (large.encode(x) > 0).double().mean(0))
 
 
@@ -339,7 +382,7 @@ def test_latent_order_changes_neither_counts_nor_groups_nor_effects():
     assert before.parts.shapes() == after.parts.shapes()
     assert int(before.parts.unmatched.sum()) == int(after.parts.unmatched.sum())
     assert torch.equal(before.parts.novel[shuffled_large], after.parts.novel)
-    torch.testing.assert_close(one.delta_mse[shuffled_large], two.delta_mse, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.deltas.added[shuffled_large], two.deltas.added, rtol=1e-6, atol=1e-6)
     for a, b in zip(one.groups, two.groups, strict=True):
         assert (a.n_novel, a.n_reconstruction) == (b.n_novel, b.n_reconstruction)
         assert (a.novel_delta, a.reconstruction_delta) == pytest.approx(
@@ -356,7 +399,7 @@ def test_batches_and_portions_of_tokens_do_not_change_the_result(monkeypatch):
     for (_, _, one), (_, _, two) in zip(whole, run(saes, x), strict=True):
         # a batch of another size rounds the encoder's float32 product differently
         torch.testing.assert_close(one.curve.mse, two.curve.mse, rtol=1e-6, atol=0)
-        torch.testing.assert_close(one.delta_mse, two.delta_mse, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.deltas.added, two.deltas.added, rtol=1e-5, atol=1e-6)
 
 
 def test_a_ladder_gives_what_its_pairs_give_alone():
@@ -367,7 +410,7 @@ def test_a_ladder_gives_what_its_pairs_give_alone():
         [(_, alone_job, alone)] = run(saes[k : k + 2], x)
         assert torch.equal(j.path.added_at, alone_job.path.added_at)
         torch.testing.assert_close(together.curve.mse, alone.curve.mse, rtol=1e-12, atol=0)
-        torch.testing.assert_close(together.delta_mse, alone.delta_mse, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(together.deltas.added, alone.deltas.added, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -405,7 +448,7 @@ def test_the_stitched_sae_computes_equation_5(kind, bias):
     small, large = pair(kind, 2)
     x = sparse_data(200)
     novel = partition(similarity(small.W_dec, large.W_dec, THETA), THETA).novel
-    sae = stitched(small, large, novel, bias)
+    sae = stitched(small, large, Included(everything(small), novel), bias)
     assert sae.d_sae == 12 + int(novel.sum())
     z = sae.encode(x)
     torch.testing.assert_close(z, torch.cat([small.encode(x), large.encode(x)[:, novel]], dim=1), rtol=1e-4, atol=1e-5)
@@ -420,4 +463,4 @@ def test_latents_selected_by_rank_cannot_be_merged(arch):
     small, large = pair("jumprelu", 0)
     ranked = replace(large, threshold=None, arch=arch, k=4)
     with pytest.raises(ConfigError, match=f"latents of a {arch} SAE"):
-        stitched(small, ranked, everything(large), "eq5")
+        stitched(small, ranked, Included(everything(small), everything(large)), "eq5")
