@@ -67,7 +67,9 @@ def test_planted_atoms_order_the_bars_as_in_the_paper(here: Path) -> None:
     assert mse["zero"] == pytest.approx(1 / D, rel=1e-6)
     assert bars["mean"]["variance_explained"] == pytest.approx(0.0, abs=1e-9)
     # Its own directions are the pool: what the rows were made of explains them, and the encoder can be had for it.
-    assert bars["nearest_sae_latents_tuned"]["variance_explained"] > 0.8
+    assert bars["nearest_sae_latents_tuned"]["variance_explained"] > 0.7
+    assert mse["nearest_sae_latents_tuned"] < mse["nearest_sae_latents"]
+    assert mse["nearest_sae_latents_tuned"] < mse["random_directions_tuned"]
     assert bars["omp_comparable"]["variance_explained"] > 0.95
     cosines = {name: panel["mean"] for name, panel in payload["max_cosine"].items()}
     assert cosines["to_comparable"] > 0.9 > cosines["random_to_comparable"]
