@@ -8,7 +8,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from saetool import __version__
 from saetool.errors import SaetoolError
@@ -73,11 +73,35 @@ def root(
     """
 
 
+def spread(args: list[str], options: tuple[str, ...]) -> list[str]:
+    """``--o a b --x`` as ``--o a --o b --x``, for ``options`` that take several values."""
+    out, option = [], ""
+    for at, arg in enumerate(args):
+        if arg == "--":
+            return out + args[at:]
+        if arg.startswith("-") and arg != "-":
+            option = arg if arg in options else ""
+            out.append(arg)
+        elif option and out[-1] != option:
+            out += [option, arg]
+        else:
+            out.append(arg)
+    return out
+
+
+def _taking_several(options: tuple[str, ...]) -> type[TyperCommand]:
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, spread(args, options))
+
+    return Command
+
+
 def _register() -> None:
-    from saetool.commands import VERBS
+    from saetool.commands import SEVERAL, VERBS
 
     for name, function in VERBS.items():
-        app.command(name)(function)
+        app.command(name, cls=_taking_several(SEVERAL.get(name, ())))(function)
 
 
 _register()

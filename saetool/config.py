@@ -275,20 +275,68 @@ class MetaConfig:
     """``saetool meta``: a BatchTopK SAE on the unit-norm decoder rows of another (paper, section 5)."""
 
     latents: int | None = None
-    """Meta-latents; None: 3/64 of the parent's width, the paper's ratio (2304 for 49152). Follow-ups use 1/4, at which
-    random directions are explained nearly as well when the parent is small."""
+    """Meta-latents; None: ``ratio`` times the rows."""
+    ratio: float = 3 / 64
+    """Meta-latents per row where no number is given: the paper's (2304 for 49152). Follow-ups use 1/4, at which random
+    directions are explained nearly as well when the parent is small."""
     k: int = 4
     """Active meta-latents per row, on average."""
     steps: int = 2000
     """The released meta-SAE's 2000 steps; the paper's text says 2000 epochs of batches of 4096."""
+    epochs: int | None = None
+    """Length in passes over the rows, in place of ``steps``."""
     batch_size: int = 16_384
     """Rows per step, or all of them where there are fewer."""
+    replacement: bool = False
+    """Draw each batch with replacement, in place of passing over shuffled rows."""
     lr: float = 1e-3
     beta2: float = 0.99
+    decay: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls to 0."""
+    clip: float = 0.0
     aux_alpha: float = 1 / 16
+    aux_scale: str = "plain"
+    k_aux: int | None = None
     dead_after_steps: int = 100
     """A meta-latent is dead after so many batches without firing."""
+    b_dec_init: str = "mean"
+    normalize: bool = True
+    """Scale the rows to ‖w‖² = d while training, which only moves Adam's step against the weights."""
+    min_rate: float | None = None
+    """Leave out latents that fire on this share of the tokens or less (the authors' combined meta-SAE: 1e-5)."""
+    weighted: bool = False
+    """Draw rows in proportion to how often their latents fire."""
     seed: int = 0
+
+
+META_PRESETS = {
+    "paper": Recipe(
+        source="Leask, Bussmann et al. 2025 (arXiv 2502.04878), section 5: lr 1e-4, batches of 4096, 2000 epochs",
+        options={
+            **{"ratio": 3 / 64, "k": 4, "epochs": 2000, "batch_size": 4096, "lr": 1e-4, "decay": 0.0},
+            **{"b_dec_init": "zero"},
+        },
+        differs="moments, AuxK and dead latents as in the released file, the text says nothing of them; rows scaled to "
+        "‖w‖² = d",
+    ),
+    "released": Recipe(
+        source="the released meta-SAE of Leask, Bussmann et al. 2025 and its configuration",
+        options={
+            **{"ratio": 3 / 64, "k": 4, "steps": 2000, "batch_size": 16_384, "lr": 1e-3, "decay": 0.0},
+            **{"k_aux": 512, "b_dec_init": "zero", "normalize": False},
+        },
+        differs="AuxK uses pre-selection activations (theirs had none left); b_enc is used",
+    ),
+    "saebench": Recipe(
+        source="SAEBench's meta_structure (Bussmann et al. 2025, appendix D.1), with sae-lens' BatchTopK trainer",
+        options={
+            **{"ratio": 0.25, "k": 4, "steps": 1500, "batch_size": 1024, "replacement": True, "lr": 5e-4},
+            **{"beta2": 0.999, "decay": 0.0, "clip": 1.0, "aux_alpha": 1.0, "aux_scale": "dead-share"},
+            **{"dead_after_steps": 1000, "b_dec_init": "zero", "normalize": False},
+        },
+        differs="rows of unit norm, theirs as they are; decoder rows start at norm 1, not 0.1, and keep it",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,3 +25,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "inspect": inspect,
 }
+
+SEVERAL = {"meta": ("--compare", "--edit")}
+"""Options after which several values may follow, up to the next option: shells expand *.st to that."""

@@ -2,42 +2,90 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from saetool.artifacts import container
-from saetool.artifacts import header as h
-from saetool.config import MetaConfig
+from saetool.config import META_PRESETS, MetaConfig
 from saetool.console import Console
 from saetool.errors import ConfigError
-from saetool.options import DebugFlag, Device, DryRun, Json, Overwrite, Quiet, Seed, resolve_device
+from saetool.options import (
+    DebugFlag,
+    Device,
+    DryRun,
+    Json,
+    Log,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+    parse_counts,
+    resolve_device,
+)
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from saetool.config import TrainConfig
-    from saetool.core.meta import Rows
-    from saetool.core.sae import SAE
-    from saetool.engines.meta import Trained
+ROWS, LOOK, EDIT = "Rows", "Comparisons", "Editing"
 
 
 def meta(
-    sae: Annotated[Path, typer.Argument(help="The parent SAE (- reads standard input).")],
+    context: typer.Context,
+    saes: Annotated[
+        list[Path], typer.Argument(metavar="SAE...", help="The parent; several: one meta-SAE of all their rows.")
+    ],
+    preset: Annotated[
+        str | None, typer.Option(help=f"A published setting: {', '.join(META_PRESETS)}. Options given win.")
+    ] = None,
     latents: Annotated[
-        int | None, typer.Option(help="Meta-latents.", show_default="3/64 of the width")
-    ] = MetaConfig.latents,
-    k: Annotated[int, typer.Option(help="Active meta-latents per row, on average.")] = MetaConfig.k,
+        str | None, typer.Option(help="Meta-latents; several: 512,1024.", show_default="3/64 of the rows")
+    ] = MetaConfig.latents,  # type: ignore[assignment]
+    k: Annotated[str, typer.Option(help="Active meta-latents per row, on average; several: 2,4.")] = str(MetaConfig.k),
     steps: Annotated[int, typer.Option(help="Training steps.")] = MetaConfig.steps,
     batch_size: Annotated[int, typer.Option(help="Rows per step (all, if fewer).")] = MetaConfig.batch_size,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = MetaConfig.lr,
+    acts: Annotated[Path | None, typer.Option(help="Count here how often latents fire.", rich_help_panel=ROWS)] = None,
+    min_rate: Annotated[
+        float | None,
+        typer.Option(help="Leave out latents firing on this share of tokens or less.", rich_help_panel=ROWS),
+    ] = MetaConfig.min_rate,
+    weighted: Annotated[
+        bool, typer.Option("--weighted", help="Draw rows as often as their latents fire.", rich_help_panel=ROWS)
+    ] = MetaConfig.weighted,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(help="SAEs of the same site to compare with: a.st b.st.", rich_help_panel=LOOK),
+    ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Train on random and shuffled rows as well.")
+        bool,
+        typer.Option(
+            "--controls/--no-controls", help="Train on random and shuffled rows as well.", rich_help_panel=LOOK
+        ),
     ] = True,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The meta-SAE; its record goes beside it, as .json.")] = Path(
-        "meta.st"
-    ),
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(help="Do not train: set META to V in a decoder row, as LATENT:META=V.", rich_help_panel=EDIT),
+    ] = None,
+    meta_sae: Annotated[
+        Path, typer.Option("--meta-sae", help="The meta-SAE to edit with.", rich_help_panel=EDIT)
+    ] = Path("meta.st"),
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Edited rows: of meta-latents alone, without the rest.", rich_help_panel=EDIT),
+    ] = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", help="The SAE; {latents}, {k} are filled in. Its record: .json.", rich_help_panel="Files"
+        ),
+    ] = Path("meta.st"),
+    graph: Annotated[
+        Path | None,
+        typer.Option("--graph", "--dot", help="Also latent — meta-latent: .dot or .graphml.", rich_help_panel="Files"),
+    ] = None,
+    log: Log = None,
     overwrite: Overwrite = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints (OUT.ckpt.st).", rich_help_panel="Running")
+    ] = 60.0,
+    resume: Resume = True,
     seed: Seed = MetaConfig.seed,
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -47,148 +95,75 @@ def meta(
 ) -> None:
     """Train a meta-SAE: which smaller set of directions are an SAE's latents made of?
 
-    Writes an ordinary SAE file, and a record with variance explained, controls and each latent's decomposition.
+    Writes an ordinary SAE file, and a record with variance explained, baselines, controls and decompositions. With
+    --edit, no training: changes decoder rows through a meta-SAE, and writes the SAE.
 
-    Example: saetool meta sae-1536.st --k 4 -o meta.st
+    Example: saetool meta sae-1536.st --k 4 --compare sae-*.st -o meta.st
     """
-    from saetool.artifacts import sae as sae_files
-    from saetool.core.meta import decoder_rows
-    from saetool.engines.meta import training_config
-    from saetool.engines.recipe import options_of
+    from saetool.commands import checks
 
-    for name, value in (("latents", latents), ("k", k), ("steps", steps), ("batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: must be positive")
     console = Console(quiet=quiet, as_json=json_)
-    parent = sae_files.load(sae)
-    rows = decoder_rows(parent.sae)
-    settings = MetaConfig(latents=latents, k=k, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-    config = training_config(settings, len(rows.rows), parent.sae.d_in)
-    plan = h.Plan(
-        "meta", h.SAE, {**options_of(config), "controls": controls}, [parent.as_input("parent")], [parent.header]
-    )
-    record = dataclasses.replace(plan, schema=h.META)
-    record_path = out if str(out) == "-" else out.with_suffix(".json")
+    given = {n for n in context.params if context.get_parameter_source(n).name != "DEFAULT"}  # type: ignore[union-attr]
+    checks.check_one_stdin([*saes, *(compare or [])])
+    if edit:
+        if len(saes) != 1 or "out" not in given:
+            raise ConfigError("--edit needs one SAE and an output", "saetool meta SAE.st --edit 17:3=0 -o edited.st")
+        from saetool.commands import meta_edit
+
+        meta_edit.run(console, saes[0], meta_sae, edit, out, rebuild=rebuild, overwrite=overwrite, dry_run=dry_run)
+        return
+    for name in ("meta_sae", "rebuild"):
+        if name in given:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for --edit", "saetool meta SAE.st --edit 17:3=0 -o edited.st"
+            )
+    chosen = {
+        name: context.params[name]
+        for name in ("steps", "batch_size", "lr", "min_rate", "weighted", "seed")
+        if preset is None or name in given
+    }
+    if "steps" in given:
+        chosen["epochs"] = None
+    settings = dataclasses.replace(_base(preset), **chosen)
+    for name in ("steps", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(settings, name)}: must be positive")
+    if (min_rate is not None or weighted) and acts is None:
+        raise ConfigError("--min-rate and --weighted need to know how often latents fire", "--acts CACHE")
+    widths: list[int | None] = [None] if latents is None else list(parse_counts(latents, "--latents"))
+    ks = parse_counts(k, "--k") if preset is None or "k" in given else [settings.k]
+    grid = [dataclasses.replace(settings, latents=width, k=one) for width in widths for one in ks]
+    for name, several in (("latents", len(widths) > 1), ("k", len(ks) > 1)):
+        if several and f"{{{name}}}" not in str(out):
+            raise ConfigError(f"-o {out}: several --{name} need {{{name}}} in the name", "-o 'meta-{latents}-{k}.st'")
+    if graph is not None:
+        from saetool.commands.meta_graph import check_suffix
+
+        check_suffix(graph)
+        if len(grid) > 1:
+            raise ConfigError(f"--graph {graph}: one graph, and {len(grid)} meta-SAEs", "export one at a time")
+
+    from saetool.commands.meta_job import Job
+
+    job = Job(console, settings, grid, saes, compare or [], acts, preset, controls, out)
     if dry_run:
-        console.plan({"rows": len(rows.rows), "latents": config.latents, "steps": steps, "output": str(out)})
+        console.plan(job.dry())
         return
-    current = container.up_to_date(out, plan, overwrite=overwrite)
-    if str(out) != "-" and container.up_to_date(record_path, record, overwrite=overwrite) and current:
-        header, payload = container.read_json(record_path)
-        console.emit(container.read_header(out), out, h.sha256_file(out), _summary(payload), fresh=False)
-        return
-    where = resolve_device(device)
-    trained = _train(console, f"meta {parent.name}", rows.rows, config, where)
-    payload = _payload(parent.name, parent.sha256, parent.sae, rows, trained, config)
-    payload["controls"] = _controls(console, rows.rows, config, where) if controls else []
-    site = {
-        "id": parent.header.model.get("id"),
-        "hook_name": "decoder",
-        "hf_hook_name": "decoder",
-        "width": parent.sae.d_in,
-        "parent_sha256": parent.sha256,
-    }
-    one = trained.estimate.n_batches == 1
-    facts = {
-        "method": "mean-min",
-        "value": payload["threshold"],
-        "standard_error": trained.estimate.standard_error,
-        "standard_error_from": "200 resamples of the rows" if one else "batches",
-        "n_batches": trained.estimate.n_batches,
-        "asked_l0": k,
-    }
-    header = plan.header(
-        config={**plan.options, **sae_files.config_of(trained.sae), "hook": "decoder", "threshold": facts},
-        model=site,
-        seed=seed,
-        dtype="float32",
+    job.go(
+        device=resolve_device(device),
+        log=log,
+        graph=graph,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
     )
-    if str(out) != "-":
-        container.write_json(record_path, record.header(model=site, seed=seed, dtype="float32"), payload)
-    sha256 = sae_files.save(out, trained.sae, header)
-    _table(console, payload)
-    console.emit(header, out, sha256, _summary(payload))
 
 
-def _train(console: Console, label: str, rows: "Tensor", config: "TrainConfig", where: str) -> "Trained":
-    from saetool.engines import meta as engine
-    from saetool.engines.recipe import n_steps
-
-    result: Trained | None = None
-    with console.progress(label, n_steps(config), "steps") as advance:
-        for event in engine.train(rows, config, device=where):
-            if isinstance(event, engine.Trained):
-                result = event
-            else:
-                advance()
-    assert result is not None
-    return result
-
-
-def _controls(console: Console, rows: "Tensor", config: "TrainConfig", where: str) -> list[dict[str, Any]]:
-    import torch
-
-    from saetool.core.meta import explain, random_rows, shuffled_rows
-
-    results = []
-    for name, make in (("random_directions", random_rows), ("shuffled_coordinates", shuffled_rows)):
-        null = make(rows, torch.Generator().manual_seed(config.seed + 1))
-        result = explain(_train(console, f"control: {name}", null, config, where).sae, null)
-        results.append({"name": name, **dataclasses.asdict(result)})
-    return results
-
-
-def _payload(
-    name: str, sha256: str, parent: "SAE", rows: "Rows", trained: "Trained", config: "TrainConfig"
-) -> dict[str, Any]:
-    from saetool.core.meta import cosine_histogram, decompose, explain
-    from saetool.core.similarity import max_cosine_to_others, similarity
-
-    def histogram(maxima: "Tensor") -> dict[str, Any]:
-        edges, counts, mean = cosine_histogram(maxima)
-        return {"edges": edges, "counts": counts, "mean": mean}
-
-    at, batch = explain(trained.sae, rows.rows), explain(trained.sae, rows.rows, batch=True)
-    parts = decompose(trained.sae, rows)
-    return {
-        "parent": {"name": name, "sha256": sha256, "d_sae": parent.d_sae},
-        "n_rows": len(rows.rows),
-        "k": config.k,
-        "d_sae": config.latents,
-        "threshold": float(trained.sae.threshold[0]) if trained.sae.threshold is not None else None,
-        "variance_explained": {
-            "threshold_mode": at.variance_explained,
-            "train_mode": batch.variance_explained,
-        },
-        "mean_active": at.mean_active,
-        "dead": at.dead,
-        "unexplained_rows": at.unexplained_rows,
-        "max_cosine": {
-            "within": histogram(max_cosine_to_others(trained.sae.W_dec)),
-            "to_parent": histogram(similarity(rows.rows, trained.sae.W_dec, theta=1.0).max_cosine),
-        },
-        "decompositions": {
-            "latents": [latent for latent, _, _ in parts],
-            "indices": [indices for _, indices, _ in parts],
-            "weights": [[round(w, 6) for w in weights] for _, _, weights in parts],
-        },
-    }
-
-
-def _summary(payload: dict[str, Any]) -> dict[str, Any]:
-    names = ("variance_explained", "mean_active", "dead", "unexplained_rows", "threshold", "controls")
-    return {name: payload[name] for name in names}
-
-
-def _table(console: Console, payload: dict[str, Any]) -> None:
-    explained = payload["variance_explained"]
-    lines = [
-        ["decoder rows, threshold", f"{explained['threshold_mode']:.4f}", f"{payload['mean_active']:.2f}"],
-        ["decoder rows, batch selection", f"{explained['train_mode']:.4f}", str(payload["k"])],
-    ]
-    lines += [
-        [f"control: {c['name']}", f"{c['variance_explained']:.4f}", f"{c['mean_active']:.2f}"]
-        for c in payload["controls"]
-    ]
-    title = f"{payload['d_sae']} meta-latents on {payload['n_rows']} rows, {payload['dead']} dead"
-    console.table(title, ["rows", "variance explained", "mean active"], lines)
+def _base(preset: str | None) -> MetaConfig:
+    """What options given explicitly are laid over."""
+    if preset is None:
+        return MetaConfig()
+    if preset not in META_PRESETS:
+        raise ConfigError(f"--preset {preset}: unknown", f"one of {', '.join(META_PRESETS)}")
+    options: dict[str, Any] = META_PRESETS[preset].options
+    return MetaConfig(**options)

@@ -36,6 +36,11 @@ class Product:
 class Run:
     """The state of one training command."""
 
+    label = "train"
+    """What the progress bar says before the widths."""
+    way_out = ", and with --export-partial it writes what there is"
+    """What else can be done after an interruption."""
+
     def __init__(
         self,
         console: Console,
@@ -114,7 +119,7 @@ class Run:
         done = self.restore() if resume else 0
         total = n_steps(self.configs[0])
         started = saved = time.monotonic()
-        label = "train " + ",".join(str(c.latents) for c in self.configs)
+        label = f"{self.label} " + ",".join(str(c.latents) for c in self.configs)
         writer = self._tensorboard()
         with Interruption() as interruption, self.console.progress(label, total, "steps", done) as advance:
             for event in engine.train(self.trainees, self.reader, log_every=log_every or max(total // 200, 1)):
@@ -126,10 +131,7 @@ class Run:
                 advance(1, f"EV {last.explained_variance:.4f} L0 {last.l0:.1f} dead {last.dead}" if last else "")
                 if self.processes.any(interruption.requested, self.device):
                     self.save()
-                    self.console.say(
-                        f"stopped at step {event.step}; the same command goes on from there, and with "
-                        "--export-partial it writes what there is"
-                    )
+                    self.console.say(f"stopped at step {event.step}; the same command goes on from there{self.way_out}")
                     raise KeyboardInterrupt
                 due = time.monotonic() - saved >= checkpoint_every and event.step < total
                 if self.processes.any(due, self.device) if self.processes.size > 1 else due:

@@ -1,6 +1,6 @@
-"""Training a meta-SAE: ``engines.train`` on decoder rows in place of activations."""
+"""Training a meta-SAE: what ``saetool train`` does, with decoder rows in place of activations."""
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,27 +13,53 @@ from saetool.core.sae import SAE
 from saetool.core.threshold import Estimate, mean_min, resampling_error, with_threshold
 from saetool.engines import recipe
 from saetool.engines import threshold as thresholds
-from saetool.engines import train as trainer
-from saetool.engines.reader import Order
-from saetool.engines.trainee import Trainee
+from saetool.engines.reader import Order, Statistics
 from saetool.errors import ConfigError
 
 RESAMPLING_FLOOR = 0.5
 """The cut of a resample of the rows is looked for above this share of the rows' own cut."""
+DRAWN_BATCHES = 20
+"""Batches for the threshold where rows are drawn, which have no epochs: at least so many."""
 
 
 class RowBatches:
-    """Batches of the rows of a matrix: all of them where they are fewer than a batch, shuffled ones otherwise."""
+    """Batches of the rows of a matrix: all of them where they are fewer than a batch, shuffled ones otherwise.
 
-    def __init__(self, rows: Float[Tensor, "n d"], *, seed: int, scale: float = 1.0) -> None:
-        self._rows = rows * scale
+    With ``weights``, rows are drawn with replacement, in proportion to them.
+    """
+
+    def __init__(self, rows: Float[Tensor, "n d"], *, seed: int, weights: Float[Tensor, " n"] | None = None) -> None:
+        self._rows, self._weights, self._seed = rows, None if weights is None else weights.double(), seed
         self.n_rows, self.d_in = rows.shape
+        self.scale = 1.0
+        self._scaled = (1.0, rows)
         self._order = Order(self.n_rows, seed)
 
+    @property
+    def statistics(self) -> Statistics:
+        """Of the rows as they are drawn. No meta-SAE starts at their geometric median: it is left undefined."""
+        exact = self._rows.double().cpu()
+        weights = torch.ones(self.n_rows, dtype=torch.float64) if self._weights is None else self._weights
+        share = weights / weights.sum()
+        undefined = torch.full((self.d_in,), math.nan, dtype=torch.float64)
+        return Statistics(share @ exact, undefined, float(share @ exact.square().sum(1)))
+
+    def whole(self, size: int) -> bool:
+        """Whether a batch of ``size`` is all the rows."""
+        return self._weights is None and size >= self.n_rows
+
     def batch(self, step: int, size: int) -> Float[Tensor, "size d"]:
-        if size >= self.n_rows:
-            return self._rows
-        return self._rows[self._order.rows(step, size).to(self._rows.device)]
+        if self._scaled[0] != self.scale:
+            self._scaled = (self.scale, self._rows * self.scale)
+        rows = self._scaled[1]
+        if self.whole(size):
+            return rows
+        if self._weights is None:
+            chosen = self._order.rows(step, size)
+        else:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+            chosen = torch.multinomial(self._weights, size, replacement=True, generator=generator)
+        return rows[chosen.to(rows.device)]
 
 
 @dataclass(frozen=True)
@@ -46,56 +72,55 @@ class Trained:
 
 def training_config(config: MetaConfig, n_rows: int, d_in: int) -> TrainConfig:
     """The trainer's configuration for a meta-SAE on ``n_rows`` rows of width ``d_in``."""
-    batch_size = min(config.batch_size, n_rows)
-    latents = config.latents if config.latents is not None else max(n_rows * 3 // 64, config.k)
+    drawn = config.replacement or config.weighted
+    batch_size = config.batch_size if drawn else min(config.batch_size, n_rows)
+    latents = config.latents if config.latents is not None else max(math.ceil(n_rows * config.ratio), config.k)
     if latents >= n_rows:
         raise ConfigError(f"--latents {latents}: not fewer than the parent's {n_rows} rows: nothing to compress")
+    steps = config.steps if config.epochs is None else config.epochs * max(n_rows // batch_size, 1)
     return recipe.resolve(
         TrainConfig(
             arch="batchtopk",
             k=config.k,
             latents=latents,
-            tokens=config.steps * batch_size,
+            tokens=steps * batch_size,
             batch_size=batch_size,
             lr=config.lr,
             beta2=config.beta2,
             warmup=0.0,
-            clip=0.0,
+            decay=config.decay,
+            clip=config.clip,
             aux_alpha=config.aux_alpha,
+            aux_scale=config.aux_scale,
+            k_aux=config.k_aux,
             dead_after=config.dead_after_steps * batch_size,
+            b_dec_init=config.b_dec_init,
+            normalize=config.normalize,
             seed=config.seed,
         ),
         d_in,
     )
 
 
-def train(rows: Float[Tensor, "n d"], config: TrainConfig, *, device: str) -> Iterator[trainer.Tick | Trained]:
-    """Train on unit-norm ``rows`` (scaled to E‖x‖² = d meanwhile); the last event is the result."""
-    scale = rows.shape[1] ** 0.5
-    batches = RowBatches(rows.to(device), seed=config.seed, scale=scale)
-    trainee = Trainee(config, rows.shape[1], rows.mean(0), scale, device)
-    for event in trainer.train([trainee], batches, log_every=max(recipe.n_steps(config) // 20, 1)):
-        if isinstance(event, trainer.Tick):
-            yield event
-    sae = trainee.sae()
-    estimate = _estimate(replace(sae, threshold=None), RowBatches(rows, seed=config.seed), config)
-    yield Trained(with_threshold(sae, below(estimate)), estimate)
+@torch.no_grad()
+def finish(sae: SAE, rows: RowBatches, config: TrainConfig) -> Trained:
+    """``sae`` as it comes from training, with θ (eq. 8) from two epochs of batches of ``rows`` (not scaled).
 
-
-def _estimate(sae: SAE, rows: RowBatches, config: TrainConfig) -> Estimate:
-    """θ from two epochs of batches; where one batch is all the rows, its error comes from resampling them."""
+    Where one batch is all the rows, the error of θ comes from resampling them.
+    """
+    sae = replace(sae, threshold=None)
     assert config.k is not None
-    whole = config.batch_size >= rows.n_rows
-    n_batches = 1 if whole else 2 * -(-rows.n_rows // config.batch_size)
+    whole = rows.whole(config.batch_size)
+    n_batches = 1 if whole else max(2 * -(-rows.n_rows // config.batch_size), DRAWN_BATCHES)
     found = thresholds.batch_minima(sae, rows, config.batch_size, n_batches, config.k)
     estimate = mean_min([batch.minimum for batch in found])
-    if not whole:
-        return estimate
-    assert estimate.value is not None
-    p = sae.pre_activations(rows.batch(0, config.batch_size))
-    pool = sparse.above(p, torch.tensor(RESAMPLING_FLOOR * estimate.value, dtype=p.dtype))
-    error = resampling_error(pool, config.k, torch.Generator().manual_seed(config.seed))
-    return replace(estimate, standard_error=error, relative_error=error / estimate.value)
+    if whole:
+        assert estimate.value is not None
+        p = sae.pre_activations(rows.batch(0, config.batch_size))
+        pool = sparse.above(p, torch.tensor(RESAMPLING_FLOOR * estimate.value, dtype=p.dtype))
+        error = resampling_error(pool, config.k, torch.Generator().manual_seed(config.seed))
+        estimate = replace(estimate, standard_error=error, relative_error=error / estimate.value)
+    return Trained(with_threshold(sae, below(estimate)), estimate)
 
 
 def below(estimate: Estimate) -> float:

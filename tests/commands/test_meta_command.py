@@ -1,0 +1,271 @@
+"""``meta`` as a user meets it: presets, sweeps, several parents, comparisons, resume, edits, graphs."""
+
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import generator, random_sae, save_sae, write_cache
+from typer.testing import CliRunner
+
+from saetool.artifacts import container
+from saetool.artifacts import sae as sae_files
+from saetool.cli import app, spread
+from saetool.config import META_PRESETS, MetaConfig
+from saetool.core.sae import SAE, unit_rows
+from saetool.engines import meta as engine
+from saetool.engines.recipe import n_steps
+from saetool.errors import SaetoolError
+
+runner = CliRunner()
+SHORT = ["--latents", "6", "--k", "2", "--steps", "40"]
+D = 16
+
+
+def planted(n: int, atoms: torch.Tensor, seed: int) -> torch.Tensor:
+    """``n`` unit rows, each two atoms and noise."""
+    g = generator(seed)
+    pairs = torch.stack([torch.randperm(len(atoms), generator=g)[:2] for _ in range(n)])
+    weights = torch.rand(n, 2, 1, generator=g) + 0.5
+    return unit_rows((atoms[pairs] * weights).sum(1) + 0.02 * torch.randn(n, atoms.shape[1], generator=g))
+
+
+def parent(rows: torch.Tensor) -> SAE:
+    return replace(random_sae(len(rows), rows.shape[1]), W_dec=rows)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two parents made of the same 10 atoms, and an SAE whose latents are those atoms, among others."""
+    monkeypatch.chdir(tmp_path)
+    atoms = unit_rows(torch.randn(10, D, generator=generator(5)))
+    save_sae(tmp_path / "a.st", parent(planted(120, atoms, 1)))
+    save_sae(tmp_path / "b.st", parent(planted(60, atoms, 2)))
+    save_sae(tmp_path / "atoms.st", parent(torch.cat([atoms, unit_rows(torch.randn(2, D, generator=generator(6)))])))
+    return tmp_path
+
+
+def run(*args: str) -> str:
+    result = runner.invoke(app, ["meta", *args])
+    assert result.exit_code == 0, result.output
+    return result.stderr
+
+
+def record(name: str = "meta.json") -> dict:
+    return container.read_json(Path(name))[1]
+
+
+def test_planted_atoms_order_the_bars_as_in_the_paper(here: Path) -> None:
+    run("a.st", "--latents", "12", "--k", "2", "--steps", "500", "--compare", "atoms.st")
+    payload = record()
+    bars = {bar["name"]: bar for bar in payload["bars"]}
+    mse = {name: bar["mse_mean"] for name, bar in bars.items()}
+    assert mse["meta_sae"] < mse["random_directions_tuned"] < mse["random_directions"]
+    assert mse["zero"] < mse["random_directions"]
+    assert mse["zero"] == pytest.approx(1 / D, rel=1e-6)
+    assert bars["mean"]["variance_explained"] == pytest.approx(0.0, abs=1e-9)
+    # Its own directions are the pool: what the rows were made of explains them, and the encoder can be had for it.
+    assert bars["nearest_sae_latents_tuned"]["variance_explained"] > 0.7
+    assert mse["nearest_sae_latents_tuned"] < mse["nearest_sae_latents"]
+    assert mse["nearest_sae_latents_tuned"] < mse["random_directions_tuned"]
+    # (Its weights are of w − w̄, which is no sum of two atoms.)
+    assert bars["omp_comparable"]["variance_explained"] > bars["omp_random_directions"]["variance_explained"] + 0.2
+    cosines = {name: panel["mean"] for name, panel in payload["max_cosine"].items()}
+    assert cosines["to_comparable"] > cosines["random_to_comparable"] + 0.2
+    assert payload["compare"]["shared_edges"]["overlap"] > 1.5 * payload["compare"]["shared_edges"]["chance"]
+    for control in payload["controls"]:
+        assert control["variance_explained"] < payload["variance_explained"]["threshold_mode"] - 0.2
+        assert control["train_mode"] == pytest.approx(control["variance_explained"], abs=0.05)
+
+
+def test_members_are_the_decompositions_the_other_way_round(here: Path) -> None:
+    run("a.st", *SHORT, "--no-controls")
+    payload = record()
+    parts = payload["decompositions"]
+    members = [[row for row, indices in enumerate(parts["indices"]) if j in indices] for j in range(6)]
+    assert payload["meta_latents"]["n_members"] == [len(rows) for rows in members]
+    for rows, strongest in zip(members, payload["meta_latents"]["strongest_rows"], strict=True):
+        assert set(strongest) <= set(rows)
+        assert len(strongest) == min(len(rows), 10)
+
+
+def test_several_parents_make_one_meta_sae_with_numbers_for_each(here: Path) -> None:
+    run("a.st", "b.st", *SHORT, "--no-controls")
+    payload = record()
+    assert payload["n_rows"] == 180
+    assert [(p["name"], p["n_rows"]) for p in payload["parents"]] == [("a.st", 120), ("b.st", 60)]
+    active = sum(p["mean_active"] * p["n_rows"] for p in payload["parents"]) / 180
+    assert payload["mean_active"] == pytest.approx(active)
+    assert len(payload["decompositions"]["latents"]) == 120  # of the first: readers know one parent
+    assert len(payload["parents"][1]["decompositions"]["latents"]) == 60
+    roles = [i["role"] for i in sae_files.load(Path("meta.st")).header.inputs]
+    assert roles == ["parent", "parent"]
+
+
+def test_a_sweep_is_a_file_each_as_if_alone_and_one_table(here: Path) -> None:
+    said = run("a.st", "--latents", "4,6", "--k", "1,2", "--steps", "30", "-o", "m-{latents}-{k}.st")
+    table = said[said.index("120 rows\n") :].splitlines()
+    assert [line.split("\t")[:2] for line in table[2:]] == [["4", "1"], ["4", "2"], ["6", "1"], ["6", "2"]]
+    assert table[1].split("\t")[4:6] == ["random_directions", "shuffled_coordinates"]
+    run("a.st", "--latents", "6", "--k", "2", "--steps", "30", "-o", "alone.st")
+    assert Path("alone.st").read_bytes() == Path("m-6-2.st").read_bytes()
+    assert Path("alone.json").read_bytes() == Path("m-6-2.json").read_bytes()
+    again = run("a.st", "--latents", "4,6", "--k", "1,2", "--steps", "30", "-o", "m-{latents}-{k}.st")
+    assert again.count("up to date") == 4
+    assert not list(here.glob("*.ckpt.st"))
+
+
+def test_rows_are_left_out_and_drawn_by_how_often_their_latents_fire(here: Path) -> None:
+    write_cache(here / "acts")
+    sae = random_sae(60, D, threshold=0.6)
+    sae.b_enc[:20] = -100.0  # never fire
+    save_sae(here / "p.st", sae)
+    run("p.st", *SHORT, "--no-controls", "--acts", "acts", "--min-rate", "0", "--weighted")
+    payload = record()
+    one = payload["parents"][0]
+    assert one["left_out"]["zero"] == 0
+    assert one["left_out"]["rare"] >= 20
+    assert one["n_rows"] + one["left_out"]["rare"] == 60
+    assert not set(range(20)) & set(payload["decompositions"]["latents"])
+    explained = payload["variance_explained"]
+    assert explained["threshold_mode_weighted"] != explained["threshold_mode"]
+
+
+def test_weighted_batches_follow_the_weights_and_are_functions_of_the_step() -> None:
+    rows, weights = torch.eye(4), torch.tensor([0.0, 1.0, 2.0, 1.0])
+    batches = engine.RowBatches(rows, seed=3, weights=weights)
+    drawn = batches.batch(5, 20_000)
+    assert torch.equal(drawn, engine.RowBatches(rows, seed=3, weights=weights).batch(5, 20_000))
+    assert torch.allclose(drawn.mean(0), weights / 4, atol=0.02)
+    assert float(drawn.mean(0)[0]) == 0.0
+    assert torch.allclose(batches.statistics.mean, weights.double() / 4)
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saetool.engines.trainee import Trainee
+
+    run("a.st", *SHORT, "-o", "whole.st")
+    step, done = Trainee.step, []
+
+    def failing(self, x):
+        done.append(1)
+        if len(done) == 60:  # in the first control
+            raise SaetoolError("power cut")
+        return step(self, x)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainee, "step", failing)
+        assert runner.invoke(app, ["meta", "a.st", *SHORT, "-o", "cut.st"]).exit_code == 1
+    assert not Path("cut.st").exists()
+    assert [p.name for p in here.glob("*.ckpt.st")] == ["cut.st.ckpt.st"]
+    said = run("a.st", *SHORT, "-o", "cut.st", "--log", "log.jsonl")
+    assert "cut.st.ckpt.st: resuming at step 40" in said
+    assert Path("cut.st").read_bytes() == Path("whole.st").read_bytes()
+    assert Path("cut.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not list(here.glob("*.ckpt.st"))
+
+
+def test_the_log_has_the_meta_sae_and_not_its_controls(here: Path) -> None:
+    run("a.st", *SHORT, "--log", "log.jsonl")
+    records = container.read_jsonl(Path("log.jsonl"))[1]
+    assert {r["sae"] for r in records} == {"meta.st"}
+    assert records[-1]["step"] == 40
+
+
+@pytest.mark.parametrize("preset", META_PRESETS)
+def test_presets_are_what_their_sources_say(preset: str) -> None:
+    settings = MetaConfig(**META_PRESETS[preset].options)
+    config = engine.training_config(settings, 49152, 768)
+    wanted = {
+        "paper": (2304, 24_000, 4096, 1e-4),
+        "released": (2304, 2000, 16_384, 1e-3),
+        "saebench": (12_288, 1500, 1024, 5e-4),
+    }[preset]
+    assert (config.latents, n_steps(config), config.batch_size, config.lr) == wanted
+    assert config.k == 4
+    small = engine.training_config(settings, 300, 768)
+    assert small.batch_size == (1024 if preset == "saebench" else 300)
+
+
+def test_a_preset_yields_to_options_and_is_named(here: Path) -> None:
+    run("a.st", "--preset", "saebench", "--steps", "20", "--no-controls")
+    config = sae_files.load(Path("meta.st")).header.config
+    assert (config["preset"], config["latents"], config["batch_size"]) == ("saebench", 30, 1024)
+    assert config["tokens"] == 20 * 1024
+    assert config["replacement"] is True
+
+
+def test_edits_write_an_sae_that_differs_in_those_rows(here: Path) -> None:
+    run("a.st", *SHORT, "--no-controls")
+    latent, meta = 7, record()["decompositions"]["indices"][7][0]
+    run("a.st", "--edit", f"{latent}:{meta}=0", f"{latent + 1}:{meta}=0.5", "-o", "edited.st")
+    before, after = sae_files.load(Path("a.st")), sae_files.load(Path("edited.st"))
+    differs = (before.sae.W_dec != after.sae.W_dec).any(1).nonzero().flatten().tolist()
+    assert differs == [latent, latent + 1]
+    assert after.header.model == before.header.model
+    assert [i["role"] for i in after.header.inputs] == ["parent", "meta"]
+    assert after.header.config["edited"]["changed"] == 2
+
+
+def test_graphs_have_an_edge_for_every_weight(here: Path) -> None:
+    run("a.st", *SHORT, "--no-controls", "--dot", "g.dot")
+    run("a.st", *SHORT, "--no-controls", "--graph", "g.graphml")
+    weights = [w for ws in record()["decompositions"]["weights"] for w in ws]
+    dot = Path("g.dot").read_text()
+    assert dot.count(" -- ") == len(weights)
+    names = {"g": "http://graphml.graphdrawing.org/xmlns"}
+    edges = ET.parse("g.graphml").findall(".//g:edge", names)
+    assert [float(e.findtext("g:data", namespaces=names) or "") for e in edges] == weights
+
+
+def test_several_values_after_an_option_are_that_options() -> None:
+    assert spread(["p", "--compare", "a", "b", "-o", "m", "q"], ("--compare",)) == [
+        "p", "--compare", "a", "--compare", "b", "-o", "m", "q"
+    ]  # fmt: skip
+    assert spread(["--compare=a", "p"], ("--compare",)) == ["--compare=a", "p"]
+    assert spread(["--compare", "a", "--", "b"], ("--compare",)) == ["--compare", "a", "--", "b"]
+    assert spread(["--compare", "-", "b"], ("--compare",)) == ["--compare", "-", "--compare", "b"]
+
+
+def test_dry_run_names_the_preset_and_the_grid(here: Path) -> None:
+    result = runner.invoke(app, ["meta", "a.st", "--preset", "paper", "--latents", "4,6", "-o", "{latents}.st",
+                                 "--dry-run", "--json"])  # fmt: skip
+    plan = json.loads(result.stdout)
+    assert (plan["latents"], plan["steps"], plan["output"]) == ([4, 6], 2000, "4.st, 6.st")
+    assert plan["preset"].startswith("paper: Leask")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["a.st", "--preset", "post"], 2, "--preset post: unknown"),
+        (["a.st", "--latents", "4,6"], 2, "several --latents need {latents} in the name"),
+        (["a.st", "--k", "1,2", "-o", "{latents}.st"], 2, "several --k need {k}"),
+        (["a.st", "--weighted"], 2, "need to know how often latents fire"),
+        (["a.st", "wide.st"], 1, "wide.st: its rows have width 20, and those of a.st 16"),
+        (["a.st", "--compare", "b.st", "wide.st"], 1, "wide.st: its rows have width 20"),
+        (["-", "-"], 2, "only one input can be -"),
+        (["a.st", "--graph", "g.png"], 2, "--graph g.png: of what format?"),
+        (["a.st", "--steps", "0"], 2, "--steps 0: must be positive"),
+        (["a.st", "--rebuild"], 2, "--rebuild is for --edit"),
+        (["a.st", "--edit", "1:2=0"], 2, "--edit needs one SAE and an output"),
+        (["a.st", "--edit", "1:2", "-o", "e.st", "--meta-sae", "m.st"], 2, "--edit 1:2: not LATENT:META=VALUE"),
+        (["a.st", "--edit", "1:2=nan", "-o", "e.st", "--meta-sae", "m.st"], 2, "--edit 1:2=nan: not"),
+        (["b.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "m.st"], 1, "not the SAE that m.st was made from"),
+        (["a.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "b.st"], 1, "does not say what it was made from"),
+        (["a.st", "--edit", "1:2=0", "-o", "m.st", "--meta-sae", "m.st"], 1, "m.st: exists"),
+    ],
+)
+def test_bad_input_is_one_line(here: Path, args: list[str], code: int, text: str) -> None:
+    save_sae(here / "wide.st", random_sae(d_in=20))
+    if "m.st" in args:
+        run("a.st", *SHORT, "--no-controls", "-o", "m.st")
+    before = sorted(here.rglob("*"))
+    result = runner.invoke(app, ["meta", *args])
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("hint:")]
+    assert result.exit_code == code, result.output
+    assert len(lines) == 1, lines
+    assert text in lines[0]
+    assert sorted(here.rglob("*")) == before
