@@ -3,7 +3,20 @@
 import math
 from typing import Any
 
-from saetool.report.blocks import Column, Figure, Figures, Group, Section, Table, num, number, pct, percent, words
+from saetool.report.blocks import (
+    Column,
+    Figure,
+    Figures,
+    Group,
+    Section,
+    Table,
+    linked,
+    num,
+    number,
+    pct,
+    percent,
+    words,
+)
 from saetool.report.pairs import NEUTRAL, NOVEL, RECONSTRUCTION, histogram
 from saetool.report.run import Explained, Run, mean, score
 from saetool.report.scales import Scale
@@ -21,7 +34,7 @@ def autointerp(run: Run) -> Section | None:
         return None
     blocks: list[Any] = [_summary(files)]
     blocks += _choices(files)
-    blocks += [group for i, e in enumerate(files) if (group := _file(e, i)).blocks]
+    blocks += [group for i, e in enumerate(files) if (group := _file(run, e, i)).blocks]
     intro = (
         "A description is good if activations predicted from it correlate with the true ones on text that was not "
         "used to write it. The control scores each latent with another latent's description."
@@ -169,12 +182,12 @@ def _choice_figure(found: list[tuple[Explained, dict[str, float]]]) -> Figure:
     return Figure("choice", title, caption, plot.draw(title, caption))
 
 
-def _file(e: Explained, index: int) -> Group:
+def _file(run: Run, e: Explained, index: int) -> Group:
     blocks: list[Any] = []
     values = scored(e)
     if values:
         blocks.append(Figures([_scores(e, index)]))
-        blocks.append(_extremes(values))
+        blocks.append(_extremes(run, e, values))
     reasons: dict[str, int] = {}
     for record in e.records:
         if record["status"] not in ("scored", "explained"):
@@ -229,12 +242,18 @@ def _scores(e: Explained, index: int) -> Figure:
     return Figure(f"explained-{index}-scores", title, caption, plot.draw(title, caption), Table(title, columns, rows))
 
 
-def _extremes(values: list[tuple[dict[str, Any], float]]) -> Table:
+def _extremes(run: Run, e: Explained, values: list[tuple[dict[str, Any], float]]) -> Table:
     ranked = sorted(values, key=lambda pair: (-pair[1], pair[0]["latent"]))
     half = min(_EXTREMES, (len(ranked) + 1) // 2)
     best, worst = ranked[:half], ranked[half:][-_EXTREMES:][::-1]
     rows = [
-        [words(rank), num(r["latent"]), words(r.get("description") or "–", 120), num(v), num(r.get("density"))]
+        [
+            words(rank),
+            linked(r["latent"], run.link(e.sae_sha256, r["latent"])),
+            words(r.get("description") or "–", 120),
+            num(v),
+            num(r.get("density")),
+        ]
         for rank, group in (("best", best), ("worst", worst))
         for r, v in group
     ]

@@ -255,7 +255,7 @@ class SyntheticRun:
         plan = self.plan("autointerp", h.WINDOWS, {"latents": "40"}, "sae-256.st", "acts")
         header = plan.header(config={"strings": strings}, model=MODEL, seed=0)
         tensors = {
-            "tokens": tokens.astype(np.int32), "acts": acts.astype(np.float32), "pred": (acts * 0.8).astype(np.float32),
+            "tokens": tokens.astype(np.int32), "acts": acts.astype(np.float32), "pred": (acts * 1.6 + (role == 5)[:, None]).astype(np.float32),
             "pred_valid": (role >= 3).astype(np.uint8), "latent": np.repeat(wanted, n_windows).astype(np.int32),
             "role": role.astype(np.uint8), "source": np.zeros((n, 2), np.int32), "length": np.full(n, w, np.int32),
         }  # fmt: skip
@@ -269,7 +269,7 @@ class SyntheticRun:
             simulate = {"correlation": r, "null_reason": reason, "spearman": r, "shuffled": 0.05 * self.rng.normal()}
             records.append(
                 {"latent": latent, "status": "scored", "reason": None, "description": self.said[i % len(self.said)],
-                 "explainer": "ngram", "density": 0.01, "max_act": 5.0, "n": {}, "windows": [8 * i, 8 * i + 8],
+                 "explainer": "ngram", "density": 0.01, "max_act": 5.0, "scale": 5.0, "n": {}, "windows": [8 * i, 8 * i + 8],
                  "scores": {"simulate": simulate}}
             )  # fmt: skip
         records.append({"latent": 241, "status": "skipped", "reason": "dead", "description": None, "density": 0.0})

@@ -106,11 +106,42 @@ def test_a_click_on_a_column_sorts_it_both_ways(tab: Tab) -> None:
 
 
 def test_search_keeps_the_cards_that_hold_the_text(tab: Tab) -> None:
-    cards = tab.page.locator("#cards-0 > .card")
-    tab.page.locator("#cards-0 input").fill("Rugby AND the leagues")
+    cards = tab.page.locator(".cards > .card")
+    tab.page.locator("#find input").fill("Rugby AND the leagues")
     visible = [i for i in range(cards.count()) if cards.nth(i).is_visible()]
     assert 0 < len(visible) < cards.count()
     assert all("rugby and the leagues" in cards.nth(i).text_content().lower() for i in visible)
+    tab.page.locator("#find input").fill("sae-256.st 12")
+    assert [tab.page.locator(".card:visible").nth(0).get_attribute("id")] == ["latent-0-12"]
+    assert tab.page.locator(".card:visible").count() == 1  # neither 120 nor 212
+
+
+def test_the_keyboard_goes_from_the_search_to_a_card_to_a_relative_and_back(tab: Tab) -> None:
+    tab.page.locator("#find input").focus()
+    tab.page.keyboard.type("sae-256.st 12")
+    tab.page.keyboard.press("Enter")
+    tab.page.locator("#latent-0-12 > summary:focus").wait_for()
+    assert tab.page.locator("#latent-0-12").get_attribute("open") is not None
+    link = tab.page.locator("#latent-0-12 a").first
+    wanted = (link.get_attribute("href") or "")[1:]
+    link.focus()
+    tab.page.keyboard.press("Enter")
+    tab.page.locator(f"#{wanted} > summary:focus").wait_for()
+    assert tab.page.locator(f"#{wanted}").get_attribute("open") is not None
+    assert tab.page.locator(f"#{wanted}").is_visible()  # though the search had hidden it
+    tab.page.go_back()
+    tab.page.locator("#latent-0-12 > summary:focus").wait_for()
+
+
+def test_the_switch_turns_the_page_dark_and_light_again(tab: Tab) -> None:
+    def ground() -> str:
+        return tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    before = ground()
+    tab.page.locator("#theme").click()
+    assert ground() == "rgb(18, 20, 23)" != before
+    tab.page.locator("#theme").click()
+    assert ground() == before
 
 
 def test_a_link_to_a_card_opens_it(browser: Any, file: Path) -> None:
