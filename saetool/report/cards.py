@@ -21,7 +21,7 @@ from saetool.report.choice import Chosen, Record, Shelf
 from saetool.report.collect import strings_of
 from saetool.report.contexts import Shown, contexts
 from saetool.report.pairs import pairs_of
-from saetool.report.relatives import Family, Relation
+from saetool.report.relatives import Family, Key, Relation
 from saetool.report.run import Run, score
 
 KIN_CONTEXTS = 2
@@ -129,7 +129,7 @@ def _card(
         shown.active,
         shown.n_active,
         shown.silent,
-        [_family(run, family, drawn) for family in chosen.relatives.families(key)],
+        [_family(run, family, key, drawn) for family in chosen.relatives.families(key)],
         tables,
     )
 
@@ -161,7 +161,7 @@ def _cut(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _family(run: Run, family: Family, drawn: dict[tuple[int, Any], str]) -> Line:
+def _family(run: Run, family: Family, key: Key, drawn: dict[tuple[int, Any], str]) -> Line:
     """A sentence about the component a latent belongs to, its members linked where they are few."""
     names, theta = f"{family.small_name} → {family.large_name}", f"θ = {family.theta:g}"
     if family.first is None:
@@ -181,7 +181,7 @@ def _family(run: Run, family: Family, drawn: dict[tuple[int, Any], str]) -> Line
         for before, sae, members in ((": ", family.small_sae, family.small), (" → ", family.large_sae, family.large)):
             for i, latent in enumerate(members):
                 add(", " if i else before)
-                add(str(latent), run.link(sae, latent))
+                add(str(latent), "" if (sae, latent) == key else run.link(sae, latent))
     if place := drawn.get((family.pair, family.first)):
         add(" · ")
         add("drawn", f"#{place}")

@@ -177,6 +177,16 @@ def test_the_table_of_saes_holds_exactly_the_artifacts_numbers(page: Parsed, run
     assert "CE recovered (mean)" not in page.columns[caption]  # null for every SAE
 
 
+def test_other_scores_stand_beside_chance_control_and_floor(page: Parsed) -> None:
+    assert page.column("Other scores", "score") == ["detection", "intruder"]
+    assert page.column("Other scores", "mean") == [0.695, 0.48]
+    assert page.column("Other scores", "chance") == [0.5, 0.2]
+    assert page.column("Other scores", "control") == [0.5, blocks.ABSENT]
+    assert page.column("Other scores", "floor") == [0.61, blocks.ABSENT]
+    assert page.column("Other scores", "judged by") == ["table of tokens, offline"] * 2
+    assert "detection (balanced accuracy)" in page.text() and "detection, control" in page.text()
+
+
 def test_the_stitching_tables_hold_exactly_the_artifacts_numbers(page: Parsed, run_dir: Path) -> None:
     record = payload(run_dir, "stitch.json")
     caption = "All pairs side by side"
@@ -706,7 +716,8 @@ def test_the_data_of_every_figure_is_written_exactly(run_dir: Path, tmp_path: Pa
     assert made.exit_code == 0, made.output
     record = json.loads((folder / "report.json").read_text())
     figures = {a["id"] for t, a in Parsed((tmp_path / "r.html").read_bytes()).elements if t == "figure"}
-    assert set(record["figures"]) == {f"{f}.csv" for f in figures - {"chain"}}  # the chain is a table of its own
+    # The chain of artifacts and the multiple choice have tables of their own on the page.
+    assert set(record["figures"]) == {f"{f}.csv" for f in figures - {"chain", "choice"}}
     pair = payload(run_dir, "stitch.json")["pairs"][0]
     rows = list(csv.DictReader((folder / "pair-0-effects.csv").open()))
     effects = {int(r["id"]): float(r["change of MSE (symlog axis)"]) for r in rows}
