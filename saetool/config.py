@@ -411,5 +411,14 @@ class ReportConfig:
     """``saetool report``."""
 
     title: str = "Sparse autoencoder report"
-    features: int = 60
+    features: int = 200
     """Latents shown as cards, over all explanations."""
+    pick: str = "mixed"
+    """Which latents: mixed, top, worst, random, or @FILE."""
+    contexts: int = 8
+    """Windows of text on a card."""
+    theme: str = "auto"
+    """auto (as the reader's system), light or dark."""
+    max_size: str = "10MB"
+    """The page's largest size; above it there are fewer cards."""
+    seed: int = 0

@@ -58,6 +58,8 @@ class Cell:
     """A class of the style sheet: ``mono``, ``strong``, ``keep`` (no line break), ``long`` (a wide column)."""
     bar: int | None = None
     """A bar behind the number, in twentieths (0 … 20)."""
+    href: str = ""
+    """Where the cell leads to on the page: ``#…``."""
 
 
 def num(value: float | None, digits: int = 4) -> Cell:
@@ -76,6 +78,11 @@ def words(text: object, limit: int = 0) -> Cell:
     if limit and len(whole) > limit:
         return Cell(whole[: limit - 1] + "…", title=whole, mark="long" if limit > 36 else "keep")
     return Cell(whole, mark="keep" if len(whole) <= 36 else "long")
+
+
+def linked(latent: int, href: str) -> Cell:
+    """A latent's number, leading to its card if it has one."""
+    return Cell(number(latent), latent, href=href)
 
 
 def barred(value: float, top: float, digits: int = 3) -> Cell:
@@ -117,6 +124,8 @@ class Figure:
     svg: Markup
     table: Table | None = None
     hover: dict[str, Any] | None = None
+    data: Table | None = None
+    """All points, exactly, where ``table`` shows a part of them."""
     wide: bool = False
 
 
@@ -168,20 +177,30 @@ class Disclosure:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a context: text, its activation, and the highlight level 0 … 10."""
+    """A piece of a context: text, and for a single token its highlight level 0 … 10 and what hovering says.
+
+    Neighbouring tokens without activation and without anything to say are one piece.
+    """
 
     text: str
-    level: int
-    title: str
+    level: int = 0
+    title: str = ""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One window of text: what it was used for and its tokens."""
+    """One window of text: what it was used for, its largest activation, and its tokens."""
 
     role: str
-    peak: float
+    peak: str
     tokens: Sequence[Token]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence with links: (text, ``#…`` or nothing)."""
+
+    parts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -190,23 +209,35 @@ class Card:
 
     id: str
     title: str
-    description: str | None
+    description: str
+    """Empty if it was not described."""
     score: str
     """The correlation, for the closed card; empty if it is undefined."""
     facts: Sequence[tuple[str, Cell]]
     contexts: Sequence[Context]
     n_contexts: int
+    silent: Sequence[Context]
+    """Windows it does not fire in, those with the largest predictions."""
+    families: Sequence[Line]
     links: Sequence[Table]
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards with a search box."""
+    """The cards of one SAE's latents."""
 
     kind: ClassVar[str] = "cards"
     id: str
+    title: str
     note: str
     cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A box that finds cards, whose SAE, number, description and texts it looks through. Hidden without scripts."""
+
+    kind: ClassVar[str] = "search"
 
 
 @dataclass(frozen=True)
@@ -240,5 +271,6 @@ class Section:
 class Missing:
     """A section without data, and the command that would make the data."""
 
+    id: str
     title: str
     command: str

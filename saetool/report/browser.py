@@ -4,7 +4,8 @@ from typing import Any
 
 from markupsafe import escape
 
-from saetool.report.blocks import Column, Disclosure, Figure, Figures, Table, Text, num, number, words
+from saetool.report.blocks import Column, Disclosure, Figure, Figures, Table, Text, linked, num, number, words
+from saetool.report.pairs import Edge, Pair, components, shape
 from saetool.report.run import Run
 from saetool.report.svg import wrap
 
@@ -14,41 +15,12 @@ MAX_NODES = 24
 """Latents drawn on one side of a component; its table says how many there are."""
 _ROW, _WIDTH, _SIDE = 28, 620, 205  # pixels
 
-Edge = tuple[int, int, float]
 
-
-def components(edges: list[Any]) -> list[list[Edge]]:
-    """The connected components of a bipartite graph as lists of edges, the largest (by latents) first."""
-    parent: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def root(node: tuple[int, int]) -> tuple[int, int]:
-        parent.setdefault(node, node)
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for small, large, _ in edges:
-        parent[root((0, small))] = root((1, large))
-    found: dict[tuple[int, int], list[Edge]] = {}
-    for small, large, cosine in edges:
-        found.setdefault(root((0, small)), []).append((small, large, cosine))
-    lists = [sorted(edge_list) for edge_list in found.values()]
-    return sorted(lists, key=lambda c: (-sum(shape(c)), c[0]))
-
-
-def shape(component: list[Edge]) -> tuple[int, int]:
-    """(small latents, large latents) of a component."""
-    return len({a for a, _, _ in component}), len({b for _, b, _ in component})
-
-
-def component_browser(run: Run, pair: dict[str, Any], theta: float, fid: str) -> list[Any]:
-    """Some components to open: the largest, and an example of each frequent shape."""
+def drawn_components(run: Run, pair: Pair) -> tuple[list[list[Edge]], list[list[Edge]], int]:
+    """All components of a pair, those that are drawn, and how many of these for their size."""
     found = components(pair.get("edges") or [])
     # Of equal size, those with most descriptions first: they say most.
     found.sort(key=lambda c: (-sum(shape(c)), -_described(run, pair, c), c[0]))
-    if not found:
-        return [Text(f"No cosine between {pair['small']} and {pair['large']} reaches θ = {theta:g}: no components.")]
     by_shape: dict[tuple[int, int], list[list[Edge]]] = {}
     for component in found:
         by_shape.setdefault(shape(component), []).append(component)
@@ -59,8 +31,21 @@ def component_browser(run: Run, pair: dict[str, Any], theta: float, fid: str) ->
     # Of each other shape, the example with most descriptions, then the strongest edge: the one that says most.
     for other in others[:N_SHAPES]:
         chosen.append(min(by_shape[other], key=lambda c: (-_described(run, pair, c), -max(e[2] for e in c), c[0])))
+    return found, chosen, len(largest)
+
+
+def component_id(pair: int, place: int) -> str:
+    """Where the drawing of a component stands on the page."""
+    return f"pair-{pair}-component-{place}"
+
+
+def component_browser(run: Run, pair: dict[str, Any], theta: float, fid: str) -> list[Any]:
+    """Some components to open: the largest, and an example of each frequent shape."""
+    found, chosen, n_largest = drawn_components(run, pair)
+    if not found:
+        return [Text(f"No cosine between {pair['small']} and {pair['large']} reaches θ = {theta:g}: no components.")]
     items = [_component(run, pair, c, f"{fid}-component-{i}") for i, c in enumerate(chosen)]
-    rest = len(chosen) - len(largest)
+    rest = len(chosen) - n_largest
     text = f"{len(chosen)} of {number(len(found))} components: the largest, at most {N_ALIKE} of one shape"
     text += f", and one example of each of the {rest} most frequent other shapes." if rest else "."
     return [Disclosure("Browse components", [Text(text), *items])]
@@ -89,7 +74,16 @@ def _component(run: Run, pair: dict[str, Any], component: list[Edge], fid: str) 
         Column("cosine"),
     ]
     shown = sorted(component, key=lambda e: (-e[2], e[0], e[1]))[: 2 * MAX_NODES]
-    rows = [[num(a), words(names[0, a] or "–", 80), num(b), words(names[1, b] or "–", 80), num(c)] for a, b, c in shown]
+    rows = [
+        [
+            linked(a, run.link(pair["small_sha256"], a)),
+            words(names[0, a] or "–", 80),
+            linked(b, run.link(pair["large_sha256"], b)),
+            words(names[1, b] or "–", 80),
+            num(c),
+        ]
+        for a, b, c in shown
+    ]
     note = f"The {len(shown)} largest of {number(len(component))} cosines." if len(shown) < len(component) else ""
     table = Table(f"Edges of the component {title}", columns, rows, note=note)
     summary = f"{title}: small {_listed(small)} – large {_listed(large)}" + (f" · {hint[:70]}" if hint else "")

@@ -71,6 +71,10 @@ class Windows:
     """What the window was used for, int [n]."""
     length: Any
     """Tokens of the window that are text, int [n]."""
+    pred: Any = None
+    """Activations predicted from the description, float [n, w]; None if the file has none."""
+    pred_valid: Any = None
+    """Whether a window was predicted, [n]."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +303,9 @@ def _windows(path: Path) -> Windows:
     n = len(arrays["tokens"])
     if arrays["acts"].shape != arrays["tokens"].shape or any(len(a) != n for a in arrays.values()):
         raise ArtifactError(f"{path}: its tensors differ in length")
+    predicted = {name: tensors[name].numpy() for name in ("pred", "pred_valid") if name in tensors}
+    if len(predicted) == 2 and predicted["pred"].shape == arrays["acts"].shape and len(predicted["pred_valid"]) == n:
+        arrays |= predicted
     return Windows(**arrays)
 
 

@@ -3,9 +3,22 @@
 import math
 from typing import Any
 
-from saetool.report.blocks import Column, Figure, Figures, Group, Section, Table, num, number, pct, percent, words
+from saetool.report.blocks import (
+    Column,
+    Figure,
+    Figures,
+    Group,
+    Section,
+    Table,
+    linked,
+    num,
+    number,
+    pct,
+    percent,
+    words,
+)
 from saetool.report.pairs import NEUTRAL, NOVEL, RECONSTRUCTION, histogram
-from saetool.report.run import Explained, Run, mean, score
+from saetool.report.run import Explained, Run, mean, score, stated
 from saetool.report.scales import Scale
 from saetool.report.svg import Key, Plot
 
@@ -19,9 +32,9 @@ def autointerp(run: Run) -> Section | None:
     files = [e for e in run.explanations if any(r.get("scores") for r in e.records) or e.records]
     if not files:
         return None
-    blocks: list[Any] = [_summary(files)]
+    blocks: list[Any] = [_summary(files), *_others(files)]
     blocks += _choices(files)
-    blocks += [group for i, e in enumerate(files) if (group := _file(e, i)).blocks]
+    blocks += [group for i, e in enumerate(files) if (group := _file(run, e, i)).blocks]
     intro = (
         "A description is good if activations predicted from it correlate with the true ones on text that was not "
         "used to write it. The control scores each latent with another latent's description."
@@ -39,6 +52,7 @@ def _summary(files: list[Explained]) -> Table:
     columns = [
         Column("explanations", numeric=False),
         Column("of SAE", numeric=False),
+        Column("judged by", "what wrote the descriptions and predicted from them", numeric=False),
         Column("latents", "asked for"),
         Column("described"),
         Column("scored", "with a defined correlation"),
@@ -59,6 +73,7 @@ def _summary(files: list[Explained]) -> Table:
             [
                 words(e.artifact.label, 50),
                 words(e.sae_name, 40),
+                words(_judge(e), 40),
                 num(len(e.records)),
                 num(sum(1 for r in e.records if r.get("description"))),
                 num(len(values)),
@@ -71,6 +86,53 @@ def _summary(files: list[Explained]) -> Table:
             ]
         )
     return Table("Simulation scores", columns, rows, sortable=True)
+
+
+_OTHERS = {
+    "detect": ("detection", "does the latent fire in this window? balanced accuracy"),
+    "fuzz": ("fuzzing", "are the marked tokens those it fires on? balanced accuracy"),
+    "intruder": ("intruder", "which of several windows is not one of the latent's? accuracy; needs no description"),
+}
+
+
+def _others(files: list[Explained]) -> list[Any]:
+    """Scores other than simulation, each beside chance, its control and its floor."""
+    rows = []
+    for e in files:
+        for name, (title, _) in _OTHERS.items():
+            s = e.summary(name)
+            if s.get("mean") is None:
+                continue
+            ci = s.get("ci95")
+            interval = f"{number(ci[0], 3)} to {number(ci[1], 3)}" if isinstance(ci, list) and len(ci) == 2 else "–"
+            numbers = [num(s.get(f)) for f in ("chance", "control_mean", "floor_mean", "n", "n_null")]
+            said = [words(e.sae_name, 40), words(title), words(_judge(e))]
+            rows.append([*said, num(s["mean"]), num(s.get("median")), words(interval), *numbers])
+    if not rows:
+        return []
+    columns = [
+        Column("of SAE", numeric=False),
+        Column("score", numeric=False),
+        Column("judged by", numeric=False),
+        Column("mean"),
+        Column("median"),
+        Column("95 % interval", "bootstrap over latents", numeric=False),
+        Column("chance", "what guessing gives"),
+        Column("control", "mean with another latent's description"),
+        Column("floor", "mean of the table of tokens in place of a language model"),
+        Column("latents", "with a defined score"),
+        Column("undefined", "latents asked about whose score is undefined"),
+    ]
+    note = " ".join(f"{title.capitalize()}: {what}." for title, what in _OTHERS.values())
+    return [Table("Other scores", columns, rows, note=note)]
+
+
+def _judge(e: Explained) -> str:
+    """What predicted: the language model that the header names, or the table of tokens."""
+    backend = stated(e.artifact, "backend")
+    if not isinstance(backend, dict) or backend.get("kind") in (None, "offline"):
+        return "table of tokens, offline"
+    return " ".join(str(backend[k]) for k in ("kind", "model") if backend.get(k))
 
 
 def _first(*values: float | None) -> float | None:
@@ -100,9 +162,9 @@ def choice_of(explained: Explained) -> dict[str, float] | None:
     if control is not None:
         out["control"] = control
     for prefix in ("", "control_"):
-        stated = summary.get(f"{prefix}wilson95")
-        if isinstance(stated, list) and len(stated) == 2:
-            out |= {f"{prefix}low": stated[0], f"{prefix}high": stated[1]}
+        ends = summary.get(f"{prefix}wilson95")
+        if isinstance(ends, list) and len(ends) == 2:
+            out |= {f"{prefix}low": ends[0], f"{prefix}high": ends[1]}
     if "low" not in out:
         out["low"], out["high"] = wilson(accuracy, int(n))
     return out
@@ -169,12 +231,12 @@ def _choice_figure(found: list[tuple[Explained, dict[str, float]]]) -> Figure:
     return Figure("choice", title, caption, plot.draw(title, caption))
 
 
-def _file(e: Explained, index: int) -> Group:
+def _file(run: Run, e: Explained, index: int) -> Group:
     blocks: list[Any] = []
     values = scored(e)
     if values:
         blocks.append(Figures([_scores(e, index)]))
-        blocks.append(_extremes(values))
+        blocks.append(_extremes(run, e, values))
     reasons: dict[str, int] = {}
     for record in e.records:
         if record["status"] not in ("scored", "explained"):
@@ -217,8 +279,7 @@ def _scores(e: Explained, index: int) -> Figure:
     missing = len(e.records) - len(values)
     caption = f"{number(len(values))} latents with a score" + (f", {number(missing)} without." if missing else ".")
     if control:
-        stated = e.summary("simulate").get("control_mean")
-        said = mean(control) if stated is None else stated
+        said = _first(e.summary("simulate").get("control_mean"), mean(control))
         caption += f" Shuffled control: mean {number(said, 2)} over {number(len(control))}."
     rows = [
         [num(edges[i]), num(edges[i + 1]), num(c), num(control_counts[i])]
@@ -229,17 +290,23 @@ def _scores(e: Explained, index: int) -> Figure:
     return Figure(f"explained-{index}-scores", title, caption, plot.draw(title, caption), Table(title, columns, rows))
 
 
-def _extremes(values: list[tuple[dict[str, Any], float]]) -> Table:
+def _extremes(run: Run, e: Explained, values: list[tuple[dict[str, Any], float]]) -> Table:
     ranked = sorted(values, key=lambda pair: (-pair[1], pair[0]["latent"]))
     half = min(_EXTREMES, (len(ranked) + 1) // 2)
     best, worst = ranked[:half], ranked[half:][-_EXTREMES:][::-1]
     rows = [
-        [words(rank), num(r["latent"]), words(r.get("description") or "–", 120), num(v), num(r.get("density"))]
+        [
+            words(rank),
+            linked(r["latent"], run.link(e.sae_sha256, r["latent"])),
+            words(r.get("description") or "–", 120),
+            num(v),
+            num(r.get("density")),
+        ]
         for rank, group in (("best", best), ("worst", worst))
         for r, v in group
     ]
     columns = [
-        Column("", numeric=False),
+        Column("rank", numeric=False),
         Column("latent"),
         Column("description", numeric=False),
         Column("r", "correlation of predicted and true activations"),

@@ -19,7 +19,7 @@ _MOST = 4  # numbers of one kind in one sentence
 
 def findings(run: Run) -> list[str]:
     """The sentences, in the order of the page's sections."""
-    return [s for part in (_quality(run), _stitching(run), _meta(run), _explained(run)) for s in part]
+    return [s for part in (_stitching(run), _meta(run), _explained(run), _quality(run)) for s in part]
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -93,6 +93,8 @@ _TERMS = {
     ),
     h.EXPLANATIONS: (
         Term("correlation r", "Pearson(y, p)", "True and predicted activations over the tokens of all score windows."),
+        Term("balanced accuracy", "(TP/(TP + FN) + TN/(TN + FP)) / 2", "Of detection and fuzzing; 0.5 is chance."),
+        Term("strength", "10·y / scale, 0 … 10", "What descriptions predict; cards show it as an activation again."),
         Term("shuffled control", "r with another latent's description", "Near 0 if scores mean anything."),
         Term(
             "Wilson interval",

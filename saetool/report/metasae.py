@@ -13,6 +13,7 @@ from saetool.report.blocks import (
     Table,
     Text,
     barred,
+    linked,
     num,
     number,
     percent,
@@ -147,7 +148,7 @@ def _decompositions(run: Run, artifact: Artifact) -> Table | None:
         return None
     parent, meta_sha = payload["parent"]["sha256"], run.meta_sha256(artifact)
     items = list(zip(parts["latents"], parts["indices"], parts["weights"], strict=True))
-    items.sort(key=lambda item: (run.description(parent, item[0]) is None, not item[1], item[0]))
+    items.sort(key=lambda i: (not run.link(parent, i[0]), run.description(parent, i[0]) is None, not i[1], i[0]))
     top = max((w for _, _, weights in items for w in weights), default=1.0)
     rows = []
     shown = items[:MAX_DECOMPOSITIONS]
@@ -156,10 +157,12 @@ def _decompositions(run: Run, artifact: Artifact) -> Table | None:
         pairs = sorted(zip(indices, weights, strict=True), key=lambda p: (-p[1], p[0]))
         for n, (index, weight) in enumerate(pairs):
             said = words(run.description(meta_sha, index) or "–", 60)
-            first = [num(latent), described] if n == 0 else [words(""), words("")]
-            rows.append([*first, num(index), barred(weight, top), said])
+            first = [linked(latent, run.link(parent, latent)), described] if n == 0 else [words(""), words("")]
+            rows.append([*first, linked(index, run.link(meta_sha, index)), barred(weight, top), said])
         if not pairs:
-            rows.append([num(latent), described, words("none active"), words(""), words("")])
+            rows.append(
+                [linked(latent, run.link(parent, latent)), described, words("none active"), words(""), words("")]
+            )
     columns = [
         Column(f"latent of {payload['parent']['name']}"),
         Column("description", numeric=False),
@@ -168,5 +171,7 @@ def _decompositions(run: Run, artifact: Artifact) -> Table | None:
         Column("description", numeric=False),
     ]
     n, total = number(len(shown)), number(len(items))
-    note = f"{n} of {total} latents" + (", described ones first." if len(shown) < len(items) else ".")
+    note = f"{n} of {total} latents" + (
+        ", those with a card, then those described, first." if len(shown) < len(items) else "."
+    )
     return Table("What latents are made of", columns, rows, note=note)

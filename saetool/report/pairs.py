@@ -13,6 +13,8 @@ TABLE_ROWS = 25
 """Rows of the table under a curve; it says how many points there are."""
 
 Pair = dict[str, Any]
+Edge = tuple[int, int, float]
+"""(small latent, large latent, cosine ≥ θ)."""
 
 
 def is_control(pair: Pair) -> bool:
@@ -42,3 +44,28 @@ def histogram(values: Sequence[float], edges: Sequence[float]) -> list[int]:
             low, high = (middle, high) if value >= edges[middle] else (low, middle)
         counts[low] += 1
     return counts
+
+
+def components(edges: list[Any]) -> list[list[Edge]]:
+    """The connected components of a bipartite graph as lists of edges, the largest (by latents) first."""
+    parent: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def root(node: tuple[int, int]) -> tuple[int, int]:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for small, large, _ in edges:
+        parent[root((0, small))] = root((1, large))
+    found: dict[tuple[int, int], list[Edge]] = {}
+    for small, large, cosine in edges:
+        found.setdefault(root((0, small)), []).append((small, large, cosine))
+    lists = [sorted(edge_list) for edge_list in found.values()]
+    return sorted(lists, key=lambda c: (-sum(shape(c)), c[0]))
+
+
+def shape(component: list[Edge]) -> tuple[int, int]:
+    """(small latents, large latents) of a component."""
+    return len({a for a, _, _ in component}), len({b for _, b, _ in component})

@@ -61,7 +61,9 @@ def path_error(pair: Pair, data: dict[str, Any], fid: str) -> Figure:
         plot.horizontal(data["mse_large"], pair["large"], below=True)
     title = f"Error on the way from {pair['small']} to {pair['large']}"
     caption = _path_caption(pair)
-    return Figure(f"{fid}-path", title, caption, plot.draw(title, caption), _path_table(pair), plot.hover())
+    return Figure(
+        f"{fid}-path", title, caption, plot.draw(title, caption), _path_table(pair), plot.hover(), plot.data()
+    )
 
 
 def path_sparsity(pair: Pair, data: dict[str, Any], fid: str) -> Figure:
@@ -85,7 +87,7 @@ def path_sparsity(pair: Pair, data: dict[str, Any], fid: str) -> Figure:
             plot.mark(x, y, NEUTRAL, name)
     title = "Sparsity and error on the same way"
     caption = _path_caption(pair)
-    return Figure(f"{fid}-l0", title, caption, plot.draw(title, caption), None, plot.hover())
+    return Figure(f"{fid}-l0", title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
 
 
 def _draw_phases(plot: Plot, pair: Pair, xs: list[Any], ys: list[Any], known: set[int] | None = None) -> None:

@@ -146,7 +146,15 @@ def _frontier(run: Run, records: list[Artifact]) -> Figure | None:
     caption = f"{len(known)} SAEs. Lower is a better reconstruction, further left a sparser one."
     rows = [[words(s["name"]), num(s["d_sae"]), num(x), num(y)] for s, x, y in zip(known, xs, ys, strict=True)]
     columns = [Column("SAE", numeric=False), Column("width"), Column("L0"), Column("MSE")]
-    return Figure("saes-frontier", title, caption, plot.draw(title, caption), Table(title, columns, rows), plot.hover())
+    return Figure(
+        "saes-frontier",
+        title,
+        caption,
+        plot.draw(title, caption),
+        Table(title, columns, rows),
+        plot.hover(),
+        plot.data(),
+    )
 
 
 def _densities(run: Run, records: list[Artifact]) -> Figure | None:
@@ -254,7 +262,9 @@ def _curve(
         for r in thinned(records, _TABLE_ROWS)
     ]
     table = Table(title, columns, rows, note=thinned_note(max(len(r) for r in logs.values()), _TABLE_ROWS, "an SAE"))
-    return Figure(f"training-{index}-{name}", title, caption, plot.draw(title, caption), table, plot.hover())
+    return Figure(
+        f"training-{index}-{name}", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data()
+    )
 
 
 def _around(values: list[float]) -> list[float]:
@@ -303,4 +313,4 @@ def _minima(run: Run, artifact: Artifact, index: int) -> Figure:
     rows = [[num(i), num(v)] for i, v in thinned(list(enumerate(minima)), _TABLE_ROWS)]
     note = thinned_note(len(minima), _TABLE_ROWS, "")
     table = Table(title, [Column("batch"), Column("smallest kept activation")], rows, note=note)
-    return Figure(f"threshold-{index}", title, caption, plot.draw(title, caption), table, plot.hover())
+    return Figure(f"threshold-{index}", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data())

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -18,10 +19,8 @@ from saetool.artifacts import header as h
 from saetool.errors import ArtifactError
 from saetool.report.sections import Page
 
-LAYOUT = 1
+LAYOUT = 2
 """Rises when the page's form changes, so that an older page is made anew."""
-MAX_BYTES = 3_000_000
-"""A page above this is slow to open and to mail; the command says so."""
 _HEADER = re.compile(rb'<script type="application/json" id="saetool">(.*?)</script>', re.DOTALL)
 _CONTROL = {i: chr(0x2400 + i) for i in range(32)} | {0x7F: "␡", 0x0A: "⏎", 0x09: "⇥"}
 # Characters that turn the reading direction around are shown by name, or they would reorder the text after them.
@@ -29,11 +28,22 @@ _BIDI = {c: f"⟨U+{c:04X}⟩" for c in (0x202A, 0x202B, 0x202C, 0x202D, 0x202E,
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def render(page: Page, header: h.Header, *, autoescape: bool = True) -> bytes:
+@dataclass(frozen=True)
+class Form:
+    """How a page looks and behaves, whatever it shows."""
+
+    theme: str = "auto"
+    """auto (as the reader's system), light or dark."""
+    scripted: bool = True
+    """Whether the page carries its script (values under the pointer, sorting, search, theme switch)."""
+
+
+def render(page: Page, header: h.Header, form: Form | None = None, *, autoescape: bool = True) -> bytes:
     """The page as HTML (UTF-8), ``header`` inside it as its first JSON block.
 
     ``autoescape=False`` exists for the test that shows that escaping is what keeps hostile text harmless.
     """
+    form = form or Form()
     loader = jinja2.PackageLoader("saetool.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=autoescape, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -42,24 +52,19 @@ def render(page: Page, header: h.Header, *, autoescape: bool = True) -> bytes:
     static = files("saetool.report") / "static"
     style = (static / "report.css").read_text("utf-8")
     script = (static / "report.js").read_text("utf-8")
-    record = {
-        "title": page.title,
-        "found": page.found,
-        "warnings": page.warnings,
-        "findings": page.findings,
-        "sections": [{"id": s.id, "title": s.title} for s in page.sections],
-        "missing": [{"title": m.title, "command": m.command} for m in page.missing],
-    }
+    scripts = f"'{_hash(script)}'" if form.scripted else "'none'"
     html = environment.get_template("page.html").render(
         page=page,
+        theme=form.theme,
+        scripted=form.scripted,
         policy=Markup(
-            f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+            f"default-src 'none'; script-src {scripts}; style-src '{_hash(style)}'; img-src data:; "
             "base-uri 'none'; form-action 'none'"
         ),
         style=Markup(style),
         script=Markup(script),
         header=header.to_json(),
-        record=record,
+        record=page.record(),
     )
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", html).encode("utf-8")
 

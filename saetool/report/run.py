@@ -1,11 +1,12 @@
 """What several parts of the page ask of a run: names, colours, descriptions of latents, explanation summaries."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from saetool.artifacts import header as h
+from saetool.config import ReportConfig
 from saetool.report.collect import Artifact, Found
 
 
@@ -61,11 +62,41 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What the reader asked to see."""
+
+    features: int = ReportConfig.features
+    """Latents with a card of their own, over all explanations; their relatives get smaller ones."""
+    contexts: int = ReportConfig.contexts
+    """Contexts on a card."""
+    pick: str = ReportConfig.pick
+    """How the latents are chosen: mixed, top, worst, random, or where the list came from."""
+    listed: tuple[tuple[str, int], ...] | None = None
+    """(SAE file or '', latent) of a list."""
+    seed: int = 0
+    """Of ``pick="random"``."""
+    asked: int | None = None
+    """The number of cards asked for, where a limit on the page's size made it fewer."""
+
+
+@dataclass(frozen=True)
 class Run:
     """The artifacts of a run with the links between them."""
 
     found: Found
-    n_cards: int
+    look: Look = Look()
+    anchors: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """The place on the page of every latent that has a card, by (hash that stands for its SAE, number)."""
+
+    def link(self, sha256: str, latent: int) -> str:
+        """``#…`` of a latent's card; '' if it has none."""
+        anchor = self.anchors.get((self.identity(sha256), latent))
+        return f"#{anchor}" if anchor else ""
+
+    def prefix(self, sha256: str) -> str:
+        """What the places of all cards of an SAE begin with; '' if it has none."""
+        sae = self.identity(sha256)
+        return next((a.rpartition("-")[0] + "-" for (s, _), a in self.anchors.items() if s == sae), "")
 
     @cached_property
     def explanations(self) -> list[Explained]:

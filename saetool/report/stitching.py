@@ -102,7 +102,7 @@ def _pair(run: Run, artifact: Artifact, pair: Pair, index: int) -> Group:
     figures = [_histogram(pair, theta, fid)]
     data = pair.get("data")
     if data:
-        figures += [f for f in (_effects(pair, data, theta, fid), _group_effects(pair, data, theta, fid)) if f]
+        figures += [f for f in (_effects(run, pair, data, theta, fid), _group_effects(pair, data, theta, fid)) if f]
         if data.get("path"):
             figures += [path_error(pair, data, fid), path_sparsity(pair, data, fid)]
     blocks: list[Any] = [Figures(figures)]
@@ -112,7 +112,7 @@ def _pair(run: Run, artifact: Artifact, pair: Pair, index: int) -> Group:
         blocks.append(sweep)
     blocks += [_shapes(pair), *component_browser(run, pair, theta, fid)]
     kind = "seed control" if control else f"{number(pair['n_small'])} → {number(pair['n_large'])} latents"
-    return Group(fid, f"{pair['small']} → {pair['large']} ({kind})", blocks)
+    return Group(fid, f"{pair['small']} → {pair['large']} ({kind}, θ = {theta:g})", blocks)
 
 
 def _histogram(pair: Pair, theta: float, fid: str) -> Figure:
@@ -156,7 +156,7 @@ def _histogram(pair: Pair, theta: float, fid: str) -> Figure:
     return Figure(f"{fid}-cosine", title, caption, plot.draw(title, caption), table)
 
 
-def _effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure | None:
+def _effects(run: Run, pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure | None:
     """Max cosine against the change of MSE when that latent alone is added to the small SAE."""
     effects = (data.get("effects") or {}).get("delta_mse") or []
     known = [
@@ -180,7 +180,7 @@ def _effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure
         mine = [p for p in drawn if (p[1] < theta) == (name == "novel")]
         xs, ys = [c for _, c, _ in mine], [e for _, _, e in mine]
         plot.points(xs, ys, series, square=name == "novel")
-        plot.remember(name, xs, ys, "latent", [i for i, _, _ in mine])
+        plot.remember(name, xs, ys, "latent", [i for i, _, _ in mine], run.prefix(pair["large_sha256"]))
     for _, c, e in known:
         quadrants["novel" if c < theta else "reconstruction", _sign(e)] += 1
     plot.horizontal(0.0, rule="zero")
@@ -201,7 +201,7 @@ def _effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure
     columns = [Column("latents", numeric=False), *(Column(s) for s in signs)]
     rows = [[words(g), *(num(quadrants[g, s]) for s in signs)] for g in ("novel", "reconstruction")]
     table = Table("Effects by group and sign", columns, rows)
-    return Figure(f"{fid}-effects", title, caption, plot.draw(title, caption), table, plot.hover())
+    return Figure(f"{fid}-effects", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data())
 
 
 def _sign(effect: float) -> str:
@@ -237,7 +237,15 @@ def _group_effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> 
         [num(g["theta"]), *(pct(g.get(f), signed=True) for f in ("novel_delta", "reconstruction_delta"))]
         for g in groups
     ]
-    return Figure(f"{fid}-groups", title, caption, plot.draw(title, caption), Table(title, columns, rows), plot.hover())
+    return Figure(
+        f"{fid}-groups",
+        title,
+        caption,
+        plot.draw(title, caption),
+        Table(title, columns, rows),
+        plot.hover(),
+        plot.data(),
+    )
 
 
 def _sweep(pair: Pair, data: dict[str, Any] | None, theta: float) -> Table | None:

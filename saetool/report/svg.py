@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
+from saetool.report.blocks import Cell, Column, Table, num
 from saetool.report.scales import Scale, Values
 
 N_SERIES = 7
@@ -44,6 +45,7 @@ class Plot:
     _parts: list[str] = field(default_factory=list)
     _over: list[str] = field(default_factory=list)
     _hover: list[dict[str, Any]] = field(default_factory=list)
+    _exact: list[tuple[str, int | None, float | None, float | None]] = field(default_factory=list)
     _labels: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -170,15 +172,28 @@ class Plot:
         py = self.bottom - y * (self.bottom - self.top)
         self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
-    def remember(self, name: str, xs: Sequence[float], ys: Values, label: str = "", ids: Sequence[int] = ()) -> None:
-        """Values that hovering shows: four significant digits; ``label`` names what ``ids`` count."""
+    def remember(
+        self, name: str, xs: Sequence[float], ys: Values, label: str = "", ids: Sequence[int] = (), prefix: str = ""
+    ) -> None:
+        """Values that hovering shows: four significant digits; ``label`` names what ``ids`` count;
+        ``prefix`` and an id name the card that a click opens."""
+        self._exact += [(name, ids[i] if ids else None, x, y) for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
         series = {"n": name, "x": [_short(v) for v in xs], "y": [_short(v) for v in ys]}
-        self._hover.append({**series, "l": label, "i": list(ids)} if ids else series)
+        more = {"l": label, "i": list(ids), **({"h": prefix} if prefix else {})} if ids else {}
+        self._hover.append(series | more)
 
     def draw(self, title: str, description: str) -> Markup:
         """The whole drawing as SVG."""
         ground = [_axes(self), *self._parts, *self._over, _legend(self)]
         return wrap(self.width, self.height, title, description, "".join(ground))
+
+    def data(self) -> Table | None:
+        """All remembered points, exactly; None if there are none."""
+        if not self._exact:
+            return None
+        columns = [Column("series", numeric=False), Column("id"), Column(self.x_label), Column(self.y_label)]
+        rows = [[Cell(name), num(i), num(x), num(y)] for name, i, x, y in self._exact]
+        return Table("", columns, rows)
 
     def hover(self) -> dict[str, Any] | None:
         """What the page's script needs to show values under the pointer, if anything was remembered."""

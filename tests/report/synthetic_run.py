@@ -255,7 +255,8 @@ class SyntheticRun:
         plan = self.plan("autointerp", h.WINDOWS, {"latents": "40"}, "sae-256.st", "acts")
         header = plan.header(config={"strings": strings}, model=MODEL, seed=0)
         tensors = {
-            "tokens": tokens.astype(np.int32), "acts": acts.astype(np.float32), "pred": (acts * 0.8).astype(np.float32),
+            "tokens": tokens.astype(np.int32), "acts": acts.astype(np.float32),
+            "pred": (acts * 1.6 + (role == 5)[:, None]).astype(np.float32),
             "pred_valid": (role >= 3).astype(np.uint8), "latent": np.repeat(wanted, n_windows).astype(np.int32),
             "role": role.astype(np.uint8), "source": np.zeros((n, 2), np.int32), "length": np.full(n, w, np.int32),
         }  # fmt: skip
@@ -269,15 +270,20 @@ class SyntheticRun:
             simulate = {"correlation": r, "null_reason": reason, "spearman": r, "shuffled": 0.05 * self.rng.normal()}
             records.append(
                 {"latent": latent, "status": "scored", "reason": None, "description": self.said[i % len(self.said)],
-                 "explainer": "ngram", "density": 0.01, "max_act": 5.0, "n": {}, "windows": [8 * i, 8 * i + 8],
-                 "scores": {"simulate": simulate}}
+                 "explainer": "ngram", "density": 0.01, "max_act": 5.0, "scale": 5.0, "n": {},
+                 "windows": [8 * i, 8 * i + 8],
+                 "scores": {"simulate": simulate, "detect": {"value": 0.5 + i / 100, "shuffled": 0.5}}}
             )  # fmt: skip
         records.append({"latent": 241, "status": "skipped", "reason": "dead", "description": None, "density": 0.0})
         values = [r["scores"]["simulate"]["correlation"] for r in records[:-1]]
         known = [v for v in values if v is not None]
         summary = {"simulate": {"n": len(known), "mean": float(np.mean(known)), "mean_null0": sum(known) / len(values),
                                 "median": float(np.median(known)), "ci95": [0.66, 0.78],
-                                "control_mean": 0.004}}  # fmt: skip
+                                "control_mean": 0.004},
+                   "detect": {"n": 40, "n_null": 0, "mean": 0.695, "median": 0.695, "ci95": [0.66, 0.73],
+                              "control_mean": 0.5, "control_n": 40, "floor_mean": 0.61, "chance": 0.5},
+                   "intruder": {"n": 38, "n_null": 2, "mean": 0.48, "median": 0.4, "ci95": [0.41, 0.55],
+                                "chance": 0.2}}  # fmt: skip
         plan = self.plan("autointerp", h.EXPLANATIONS, {"latents": "40"}, "sae-256.st", "acts")
         header = plan.header(config={"summary": summary, "windows_sha256": sha256, "complete": True}, seed=0)
         path = self.folder / "explanations.jsonl"

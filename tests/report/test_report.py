@@ -1,6 +1,7 @@
 """The report: every number equals its artifact, hostile text stays text, and nothing is lost without a word."""
 
 import base64
+import csv
 import hashlib
 import json
 import math
@@ -20,9 +21,22 @@ from saetool.artifacts import header as h
 from saetool.cli import app
 from saetool.config import ReportConfig
 from saetool.errors import ArtifactError
-from saetool.report import blocks, browser, collect, render, scales, sections, stitching, svg
+from saetool.report import (
+    blocks,
+    choice,
+    collect,
+    contexts,
+    pairs,
+    render,
+    scales,
+    sections,
+    stitching,
+    svg,
+)
 from saetool.report.explained import wilson
 from saetool.report.provenance import inputs_of
+from saetool.report.relatives import Relatives
+from saetool.report.run import Look, Run, score
 
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
@@ -66,6 +80,8 @@ class Parsed(HTMLParser):
         elif tag == "tbody":
             assert self._caption is not None
             self.tables[self._caption] = []
+        elif tag == "tr" and self._inside[-1] == "table":  # the small tables of cards have no body of their own
+            self.tables.setdefault(self._caption or "", []).append([])
         elif tag == "tr" and self._caption is not None and self._caption in self.tables:
             self.tables[self._caption].append([])
         elif tag in ("td", "th"):
@@ -121,11 +137,18 @@ def page(run_dir: Path) -> Parsed:
     return Parsed(build([run_dir]))
 
 
-def build(paths: list[Path], title: str = ReportConfig.title, features: int = 60, *, autoescape: bool = True) -> bytes:
+def build(
+    paths: list[Path],
+    title: str = ReportConfig.title,
+    look: Look = Look(features=60),
+    form: render.Form | None = None,
+    *,
+    autoescape: bool = True,
+) -> bytes:
     """The page's bytes, as the command makes them."""
     found = collect.collect(paths)
     plan = h.Plan("report", h.REPORT, {"title": title}, inputs_of(found), [a.header for a in found.artifacts])
-    return render.render(sections.page(found, title, features), plan.header(), autoescape=autoescape)
+    return render.render(sections.page(found, title, look), plan.header(), form, autoescape=autoescape)
 
 
 def call(*args: object) -> Result:
@@ -152,6 +175,16 @@ def test_the_table_of_saes_holds_exactly_the_artifacts_numbers(page: Parsed, run
     explained = container.read_header(run_dir / "explanations.jsonl").config["summary"]["simulate"]["mean"]
     assert page.column(caption, "autointerp r")[-1] == explained
     assert "CE recovered (mean)" not in page.columns[caption]  # null for every SAE
+
+
+def test_other_scores_stand_beside_chance_control_and_floor(page: Parsed) -> None:
+    assert page.column("Other scores", "score") == ["detection", "intruder"]
+    assert page.column("Other scores", "mean") == [0.695, 0.48]
+    assert page.column("Other scores", "chance") == [0.5, 0.2]
+    assert page.column("Other scores", "control") == [0.5, blocks.ABSENT]
+    assert page.column("Other scores", "floor") == [0.61, blocks.ABSENT]
+    assert page.column("Other scores", "judged by") == ["table of tokens, offline"] * 2
+    assert "detection (balanced accuracy)" in page.text() and "detection, control" in page.text()
 
 
 def test_the_stitching_tables_hold_exactly_the_artifacts_numbers(page: Parsed, run_dir: Path) -> None:
@@ -259,8 +292,8 @@ def test_the_page_needs_no_network_and_allows_only_its_own_script_and_style(page
     for text in (code, page.raw["style"][0]):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
-    assert len(code.encode()) <= 15_000
-    assert len(html.encode()) <= render.MAX_BYTES
+    assert len(code.encode()) <= 25_000
+    assert len(html.encode()) <= 3_000_000
 
 
 def test_every_section_and_the_machine_readable_record_are_there(page: Parsed) -> None:
@@ -268,10 +301,11 @@ def test_every_section_and_the_machine_readable_record_are_there(page: Parsed) -
     assert ids == {"provenance", "saes", "training", "stitching", "meta", "autointerp", "latents", "glossary"}
     blocks_ = [t for a, t in zip(page.scripts(), page.raw["script"], strict=True) if a.get("id") == "report"]
     record = json.loads(blocks_[0])
-    assert [s["id"] for s in record["sections"]] == [
-        "provenance", "saes", "training", "stitching", "meta", "autointerp", "latents", "glossary"
-    ]  # fmt: skip
-    assert record["missing"] == [] and record["warnings"] == []
+    assert record["sections"] == {
+        "shown": ["stitching", "meta", "latents", "autointerp", "saes", "training", "provenance", "glossary"],
+        "skipped": [],
+    }
+    assert record["warnings"] == [] and len(record["artifacts"]) == 13
 
 
 def test_every_figure_has_a_title_a_description_and_a_caption(page: Parsed) -> None:
@@ -381,24 +415,121 @@ def test_each_artifact_may_be_missing(run_dir: Path, tmp_path: Path, name: str) 
 
 def test_contexts_come_from_the_windows_with_ten_levels_and_their_texts(page: Parsed, run_dir: Path) -> None:
     levels = {a["class"] for t, a in page.elements if t == "mark" and a.get("title")}
-    assert levels == {f"t a{i}" for i in range(1, 11)}
+    assert levels == {f"a{i}" for i in range(1, 11)}
     assert "Einstein" in page.text() and "⟨" not in page.text()
 
 
 def test_descriptions_label_components_decompositions_and_neighbours(page: Parsed) -> None:
     captions = set(page.tables)
-    assert {"Its meta-latents", "Latents it is part of", "What latents are made of"} <= captions
+    assert {"Its meta-latents (meta.st)", "Latents it is part of", "What latents are made of"} <= captions
     assert any(c.startswith("Nearest in sae-128.st") for c in captions)
     described = page.column("What latents are made of", "description")
     assert "famous physicists, strongest on “Einstein”" in described
 
 
+def cards_of(parsed: Parsed) -> dict[str, set[str]]:
+    """The cards of a page and what each leads to."""
+    out: dict[str, set[str]] = {}
+    mine: set[str] = set()
+    for tag, attrs in parsed.elements:
+        if tag == "details" and attrs.get("class") == "card":
+            mine = out.setdefault(attrs["id"] or "", set())
+        elif tag == "section":
+            mine = set()
+        elif tag == "a":
+            mine.add(attrs["href"] or "")
+    return out
+
+
 def test_more_latents_than_asked_for_are_chosen_and_said(run_dir: Path) -> None:
-    parsed = Parsed(build([run_dir], features=12))
-    cards = [a for t, a in parsed.elements if t == "details" and a.get("class") == "card"]
-    assert len(cards) == 12
-    assert "Latents of sae-256.st: 6 of 41, a third of them the best explained, a third the worst." in parsed.text()
-    assert "latents" not in {a.get("id") for _, a in Parsed(build([run_dir], features=0)).elements}
+    parsed = Parsed(build([run_dir], look=Look(features=12)))
+    assert "Showing 6 of 41 explained latents, a third of them the best explained, a third the worst" in parsed.text()
+    assert "Showing 6 of 12 explained latents" in parsed.text()
+    assert 12 < len(cards_of(parsed)) <= 24
+    assert "latents" not in {a.get("id") for _, a in Parsed(build([run_dir], look=Look(features=0))).elements}
+
+
+def test_a_latent_leads_to_its_relatives_and_they_lead_back(run_dir: Path, page: Parsed) -> None:
+    ids = {a["id"] for _, a in page.elements if a.get("id")}
+    assert {a["href"][1:] for t, a in page.elements if t == "a" and a["href"]} <= ids  # no link leads nowhere
+    cards = cards_of(page)
+    saes = {c.rpartition("-")[0] for c in cards}
+    assert len(saes) == 3  # the explained SAE, the meta-SAE, and the smaller SAE, which has no explanations
+    parts = payload(run_dir, "meta.json")["decompositions"]
+    for latent in (0, 6, 12):
+        strongest = max(zip(parts["weights"][latent], parts["indices"][latent], strict=True))[1]
+        assert f"#latent-1-{strongest}" in cards[f"latent-0-{latent}"]
+    pair = payload(run_dir, "stitch.json")["pairs"][1]
+    small, large, _ = max((e for e in pair["edges"] if f"latent-0-{e[1]}" in cards), key=lambda e: e[2])
+    name = next(s for s in saes if f"#{s}-{small}" in cards[f"latent-0-{large}"])
+    assert f"#latent-0-{large}" in cards[f"{name}-{small}"]
+
+
+def test_families_on_cards_are_the_components(run_dir: Path) -> None:
+    run = Run(collect.collect([run_dir]))
+    pair = payload(run_dir, "stitch.json")["pairs"][1]
+    large = run.identity(pair["large_sha256"])
+    for latent in range(pair["n_large"]):
+        reached, grown = {(1, latent)}, True
+        while grown:  # brute force: walk along edges until nothing is new
+            new = {n for a, b, _ in pair["edges"] for n in ((0, a), (1, b)) if {(0, a), (1, b)} & reached} - reached
+            reached, grown = reached | new, bool(new)
+        family = next(f for f in Relatives(run).families((large, latent)) if f.large_name == pair["large"])
+        alone = len(reached) == 1
+        assert (family.first is None) == alone == (pair["max_cosine"]["values"][latent] < 0.7)
+        assert alone or {(0, a) for a in family.small} | {(1, b) for b in family.large} == reached
+        if latent > 40:
+            break
+
+
+@pytest.mark.parametrize("pick", ["top", "worst", "random"])
+def test_the_latents_picked_are_those_asked_for(run_dir: Path, pick: str) -> None:
+    run = Run(collect.collect([run_dir]), Look(features=10, pick=pick))
+    explained = next(e for e in run.explanations if e.sae_name == "sae-256.st")
+    mine = {r["latent"] for r in choice.choose(explained, 10, run.look)}
+    scores = {r["latent"]: s for r in explained.records if (s := score(r, "simulate", "correlation")) is not None}
+    ranked = sorted(scores, key=lambda n: -scores[n])
+    assert len(mine) == 10
+    if pick == "random":
+        assert mine == {r["latent"] for r in choice.choose(explained, 10, run.look)}
+        assert mine != {r["latent"] for r in choice.choose(explained, 10, Look(features=10, pick="random", seed=1))}
+    else:
+        assert mine == set(ranked[:10] if pick == "top" else ranked[-10:])
+
+
+def test_a_list_of_latents_is_shown_and_a_wrong_one_refused(run_dir: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "mine.txt"
+    listed.write_text("sae-256.st:12\nsae-256.st:30, meta.st:3\n")
+    assert call(run_dir, "-o", tmp_path / "r.html", "--pick", f"@{listed}", "--features", 3).exit_code == 0
+    text = Parsed((tmp_path / "r.html").read_bytes()).text()
+    assert "Showing 2 of 41 explained latents" in text and "Showing 1 of 12 explained latents" in text
+    for words, said in (("7x", "'7x' is no latent"), ("", "names no latent"), ("9999", "latent 9999 is in no")):
+        listed.write_text(words)
+        refused(call(run_dir, "-o", tmp_path / "s.html", "--pick", f"@{listed}"), said, code=2)
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--pick", "@nowhere"), "cannot be read", code=2)
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--pick", "best"), "is none of mixed", code=2)
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--theme", "pink"), "is none of auto", code=2)
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--contexts", -1), "--contexts", code=2)
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--max-size", "big"), "--max-size", code=2)
+
+
+def test_contexts_are_the_strongest_and_some_weaker_ones_with_predictions(run_dir: Path) -> None:
+    run = Run(collect.collect([run_dir]))
+    artifact = next(e for e in run.explanations if e.windows).windows
+    assert artifact is not None
+    data = artifact.payload
+    peaks = sorted((float(a.max()) for a, n in zip(data.acts, data.latent, strict=True) if n == 6), reverse=True)
+    active = [p for p in peaks if p > 0]
+    shown = contexts.contexts(artifact, 6, None, 4, 5.0)
+    said = [float(c.peak.partition(",")[0]) for c in shown.active]
+    expected = [active[0], active[1], active[2], active[3]]
+    assert shown.n_active == len(active) and said == pytest.approx(expected, rel=0.005)
+    assert [c.peak for c in shown.silent] == ["0, predicted 0.5"]  # strength 1 of 10, of a scale of 5
+    row = int(next(i for i, n in enumerate(data.latent) if n == 6 and data.role[i] == 3))
+    strongest = int(data.acts[row].argmax())
+    token = next(t for c in shown.active for t in c.tokens if t.text == f"⟨{data.tokens[row][strongest]}⟩" and t.level)
+    assert "predicted" in token.title
+    assert contexts.contexts(artifact, 6, None, 4, None).silent == []  # no scale, no prediction
 
 
 def test_undefined_numbers_are_gaps_and_are_counted(tmp_path: Path, run_dir: Path) -> None:
@@ -426,11 +557,11 @@ def test_a_pair_without_data_has_no_path_and_says_how_to_get_one(tmp_path: Path,
 
 def test_components_of_the_browser_equal_brute_force(run_dir: Path) -> None:
     for pair in payload(run_dir, "stitch.json")["pairs"]:
-        found = browser.components(pair["edges"])
+        found = pairs.components(pair["edges"])
         assert sum(len(c) for c in found) == len(pair["edges"])
         counted: dict[tuple[int, int], int] = {}
         for component in found:
-            counted[browser.shape(component)] = counted.get(browser.shape(component), 0) + 1
+            counted[pairs.shape(component)] = counted.get(pairs.shape(component), 0) + 1
         assert counted == {(a, b): n for a, b, n in component_shapes(pair["edges"])}
 
 
@@ -464,7 +595,7 @@ def test_descriptions_hold_across_threshold(run_dir: Path, tmp_path: Path) -> No
     for keep in (True, False):  # the history tells even where the file itself is not given
         if not keep:
             path.unlink()
-        found = sections.Run(collect.collect([tmp_path / "run"]), 10)
+        found = Run(collect.collect([tmp_path / "run"]))
         assert found.description(trained.sha256, 0) == found.description(sha256, 0) is not None
 
 
@@ -557,6 +688,55 @@ def test_paths_that_cannot_work_are_refused(run_dir: Path, tmp_path: Path) -> No
     refused(call(run_dir, "-o", tmp_path / "r.html", "--features", -1), "--features", code=2)
     assert (tmp_path / "page.html").read_text().endswith("mine</title>")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_paths_may_come_from_standard_input(run_dir: Path, tmp_path: Path) -> None:
+    files = sorted(str(p) for p in run_dir.iterdir())
+    whole = build([run_dir])
+    for text in ("\n".join(files) + "\n", "\0".join(files)):
+        result = CliRunner().invoke(app, ["report", "-", "-o", "-", "-q", "--features", "60"], input=text)
+        assert result.exit_code == 0 and len(result.stdout_bytes) == pytest.approx(len(whole), abs=500)
+    refused(CliRunner().invoke(app, ["report", "-", "-o", "-"], input="\n"), "no path came", code=2)
+
+
+def test_a_page_above_its_size_has_fewer_cards_and_says_so(run_dir: Path, tmp_path: Path) -> None:
+    assert call(run_dir, "-o", tmp_path / "full.html").exit_code == 0
+    full = (tmp_path / "full.html").stat().st_size
+    assert call(run_dir, "-o", tmp_path / "r.html", "--max-size", f"{full * 3 // 4}").exit_code == 0
+    page = (tmp_path / "r.html").read_bytes()
+    parsed = Parsed(page)
+    assert full // 2 < len(page) <= full * 3 // 4 and cards_of(parsed)
+    assert "200 cards were asked for; fewer are here because of the page's largest size." in parsed.text()
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--max-size", "50kb"), "without any card", "--max-size 50kb")
+
+
+def test_the_data_of_every_figure_is_written_exactly(run_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    made = call(run_dir, "-o", tmp_path / "r.html", "--data", folder)
+    assert made.exit_code == 0, made.output
+    record = json.loads((folder / "report.json").read_text())
+    figures = {a["id"] for t, a in Parsed((tmp_path / "r.html").read_bytes()).elements if t == "figure"}
+    # The chain of artifacts and the multiple choice have tables of their own on the page.
+    assert set(record["figures"]) == {f"{f}.csv" for f in figures - {"chain", "choice"}}
+    pair = payload(run_dir, "stitch.json")["pairs"][0]
+    rows = list(csv.DictReader((folder / "pair-0-effects.csv").open()))
+    effects = {int(r["id"]): float(r["change of MSE (symlog axis)"]) for r in rows}
+    assert effects == dict(enumerate(pair["data"]["effects"]["delta_mse"]))
+    again = call(run_dir, "-o", tmp_path / "r.html", "--data", folder)
+    assert again.exit_code == 0 and "up to date" in again.stderr
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--data", tmp_path / "other"), "holds other data")
+    refused(call(run_dir, "-o", tmp_path / "s.html", "--data", tmp_path / "r.html"), "is a file")
+    assert not (tmp_path / "s.html").exists()
+
+
+def test_a_page_without_script_has_none_and_allows_none(run_dir: Path, tmp_path: Path) -> None:
+    assert call(run_dir, "-o", tmp_path / "r.html", "--no-js", "--theme", "dark").exit_code == 0
+    parsed = Parsed((tmp_path / "r.html").read_bytes())
+    assert all(a.get("type") == "application/json" for a in parsed.scripts())
+    assert "script-src 'none'" in parsed.html and ("html", {"lang": "en", "data-theme": "dark"}) in parsed.elements
+    assert "hover" not in {a.get("class") for a in parsed.scripts()}
 
 
 def spoiled(run_dir: Path) -> dict[str, bytes]:
@@ -678,12 +858,10 @@ def luminance(rgb: tuple[float, ...]) -> float:
 
 def test_text_on_every_highlight_has_enough_contrast_in_both_themes() -> None:
     style = (Path(svg.__file__).parent / "static" / "report.css").read_text()
-    for theme in re.findall(r":root\{([^}]+)\}", style)[:2]:
+    for place in (0, 1):
         colours = {}
-        for name in ("bg", "fg", "mark", "faint"):
-            text = re.search(rf"--{name}:#([0-9a-f]+)", theme)
-            assert text
-            digits = text[1] if len(text[1]) == 6 else "".join(c + c for c in text[1])
+        for name, *pair in re.findall(r"--(\w+):light-dark\(#([0-9a-f]+),#([0-9a-f]+)\)", style):
+            digits = pair[place] if len(pair[place]) == 6 else "".join(c + c for c in pair[place])
             colours[name] = tuple(int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
         for share in re.findall(r"var\(--mark\) (\d+)%", style):
             mixed = tuple(b + int(share) / 100 * (m - b) for b, m in zip(colours["bg"], colours["mark"], strict=True))

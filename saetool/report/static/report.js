@@ -39,7 +39,7 @@
     ring.setAttribute("class", "cursor");
     ring.setAttribute("r", "6");
     ring.setAttribute("visibility", "hidden");
-    let known = null;
+    let known = null, target = null;
     svg.addEventListener("pointermove", (event) => {
       known = known || points(data);
       const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal;
@@ -51,13 +51,17 @@
         if (far < least) { least = far; best = point; }
       }
       ring.setAttribute("visibility", best ? "visible" : "hidden");
-      if (!best) { out.textContent = ""; return; }
+      if (!best) { out.textContent = ""; target = null; return; }
       ring.setAttribute("cx", best[0]);
       ring.setAttribute("cy", best[1]);
       const series = best[2], i = best[3];
+      target = series.h ? document.getElementById(series.h + series.i[i]) : null;
+      svg.classList.toggle("leads", Boolean(target));
       const id = series.i ? " " + series.l + " " + show(series.i[i]) : "";
-      out.textContent = series.n + id + ": " + data.x.n + " " + show(series.x[i]) + ", " + data.y.n + " " + show(series.y[i]);
+      out.textContent = series.n + id + ": " + data.x.n + " " + show(series.x[i]) + ", " + data.y.n + " " + show(series.y[i]) +
+        (target ? " \u2013 a click opens its card" : "");
     });
+    svg.addEventListener("click", () => { if (target) location.hash = target.id; });
     svg.addEventListener("pointerleave", () => {
       ring.setAttribute("visibility", "hidden");
       out.textContent = "";
@@ -94,35 +98,71 @@
     });
   }
 
-  function search(cards) {
-    const line = cards.querySelector(".search"), count = cards.querySelector(".count");
-    const all = Array.from(cards.querySelectorAll(":scope > .card"));
-    let texts = null;
-    line.hidden = false;
-    line.querySelector("input").addEventListener("input", (event) => {
-      texts = texts || all.map((card) => card.textContent.toLowerCase());
-      const wanted = event.target.value.toLowerCase().trim();
-      let n = 0;
-      all.forEach((card, i) => {
-        card.hidden = !texts[i].includes(wanted);
-        n += card.hidden ? 0 : 1;
-      });
-      count.textContent = wanted ? n + " of " + all.length : "";
-    });
+  // Numbers match whole: "latent 12" finds no latent 120. Everything else matches as part of the text.
+  function matcher(wanted) {
+    const words = wanted.toLowerCase().split(/\s+/).filter(Boolean);
+    const tests = words.map((word) => /^\d+$/.test(word)
+      ? (text) => new RegExp("(^|[^0-9.])" + word + "($|[^0-9.])").test(text)
+      : (text) => text.includes(word));
+    return (text) => tests.every((test) => test(text));
   }
 
+  function search(line) {
+    const input = line.querySelector("input"), count = line.querySelector(".count");
+    const all = Array.from(document.querySelectorAll(".cards > .card"));
+    const shelves = Array.from(document.querySelectorAll(".cards"));
+    let texts = null, first = null;
+    line.hidden = false;
+    function find() {
+      const heads = (card) => card.querySelector("summary").textContent.toLowerCase();
+      texts = texts || all.map((card) => [heads(card), Array.from(card.querySelectorAll(".context"), (c) => c.textContent).join(" ").toLowerCase()]);
+      const wanted = input.value.trim(), found = matcher(wanted), number = /^\d+$/.test(wanted);
+      let n = 0;
+      first = null;
+      all.forEach((card, i) => {
+        // A number alone is a latent's number, not a figure in some text.
+        const fits = !wanted || found(number ? texts[i][0] : texts[i].join(" "));
+        card.hidden = !fits;
+        if (fits) { n += 1; first = first || card; }
+      });
+      shelves.forEach((shelf) => { shelf.hidden = Boolean(wanted) && !shelf.querySelector(".card:not([hidden])"); });
+      count.textContent = wanted ? n + " of " + all.length + (n ? ", Enter opens the first" : "") : "";
+    }
+    input.addEventListener("input", find);
+    input.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && first && input.value.trim()) location.hash = first.id;
+    });
+    return () => { input.value = ""; find(); };
+  }
+
+  let showAll = () => {};
+
+  // Opens whatever is folded around the place that the address names, and puts the keyboard there.
   function reveal() {
     let target = null;
     try { target = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return; }
+    if (!target) return;
+    if (target.closest(".cards [hidden], .cards[hidden]")) showAll();
     for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
-    if (target) target.scrollIntoView();
+    target.scrollIntoView();
+    const focus = target.matches("details") ? target.querySelector("summary") : target.querySelector("input");
+    if (focus) focus.focus({ preventScroll: true });
+  }
+
+  function themes(button) {
+    button.addEventListener("click", () => {
+      const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
+      root.dataset.theme = (root.dataset.theme || (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
+    });
   }
 
   document.querySelectorAll("figure").forEach((figure) => {
     if (figure.querySelector(":scope > script.hover")) hover(figure);
   });
   document.querySelectorAll("table.sortable").forEach(sortable);
-  document.querySelectorAll(".cards").forEach(search);
+  document.querySelectorAll("#find").forEach((line) => { showAll = search(line); });
+  document.querySelectorAll("#theme").forEach(themes);
+  document.querySelectorAll(".scripted").forEach((item) => { item.hidden = false; });
   window.addEventListener("hashchange", reveal);
   if (location.hash) reveal();
   document.documentElement.dataset.ready = "yes";
