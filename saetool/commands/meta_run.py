@@ -91,7 +91,7 @@ class Training(Run):
 
     def done(self) -> None:
         """Remove the checkpoints."""
-        if self.first:
+        if self.processes.leads:
             for config in self.configs:
                 self.checkpoint(config).unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from saetool.core import meta_baselines as baselines
 from saetool.core import sparse
 from saetool.core.meta_edges import shared_edges
 from saetool.core.sae import SAE, unit_rows
-from saetool.core.similarity import max_cosine_to_others, random_max_cosines
+from saetool.core.similarity import max_cosine_to_others, max_cosines, random_directions
 from saetool.engines.meta import Trained
 
 STRONGEST = 10
@@ -173,7 +173,7 @@ def _cosines(rows: Tensor, meta: SAE, like: Compared | None, seed: int) -> dict[
         "to_parent": closest(directions, rows),
         "random_to_parent": closest(null, rows),
         "parent_to_meta": closest(rows, directions),
-        "parent_to_random": _histogram(random_max_cosines(len(directions), rows, chance)),
+        "parent_to_random": _histogram(max_cosines(random_directions(*directions.shape, chance).to(rows.device), rows)),
     }
     if like is not None:
         panels |= {
