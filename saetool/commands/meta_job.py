@@ -222,7 +222,7 @@ class Job:
             payload["preset"] = self.preset
             payload["controls"] = [record.control(n, found[config], null) for n, (null, found) in nulls.items()]
             payload = h.finite(payload)
-            if trainings.first:
+            if trainings.leads:
                 self._write(output, trained[config], payload)
             payloads.append(payload)
         return payloads

@@ -129,9 +129,9 @@ class Trainings:
         return {c: engine.finish(run.saes[c], batches[c], c) for c in run.configs}
 
     @property
-    def first(self) -> bool:
+    def leads(self) -> bool:
         """Whether this process is the one that writes."""
-        return all(run.first for run in self.runs)
+        return all(run.processes.leads for run in self.runs)
 
     def done(self) -> None:
         for run in self.runs:
