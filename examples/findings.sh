@@ -13,6 +13,6 @@ export CACHE_TOKENS=${CACHE_TOKENS:-1M}
 export WIDTHS=${WIDTHS:-288,576,1152}
 export CE_TOKENS=16384 META_STEPS=2000
 
-RUN="$folder/batchtopk" TRAIN="--arch batchtopk --k 12 --clip 0 --tokens ${TOKENS:-8M} --lr 2e-3" bash examples/workflow.sh
-RUN="$folder/l1" TRAIN="--arch relu --l1 2.5 --clip 0 --tokens ${TOKENS:-8M} --lr 1e-3" bash examples/workflow.sh
+RUN="$folder/batchtopk" TRAIN="--arch batchtopk --k 12 --tokens ${TOKENS:-8M} --lr 2e-3" bash examples/workflow.sh
+RUN="$folder/l1" TRAIN="--arch relu --l1 2.5 --tokens ${TOKENS:-8M} --lr 1e-3" bash examples/workflow.sh
 saetool report "$folder" -o "$folder/report.html" --title "Findings"

@@ -24,6 +24,8 @@ from saetool.errors import ArtifactError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from saetool.core.statistics import Sums
+
 _STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I8": INT8}
 
 
@@ -145,39 +147,33 @@ class CacheWriter:
         """Rows of ``split`` written so far."""
         return sum(shard.rows for shard in self._known.values() if shard.split == split)
 
-    def add(self, split: str, tensors: "dict[str, Tensor] | None") -> None:
-        """``write`` the next shard; ``None`` keeps the one that is there."""
-        index, self._next = self._next, self._next + 1
-        if tensors is not None:
-            self.write(index, split, tensors)
+    def add(self, split: str, tensors: "dict[str, Tensor]") -> None:
+        """Write the next shard: ``acts`` [rows, d], not yet as they are stored, and whatever belongs to the rows."""
+        stored, sums = as_stored(tensors["acts"], self.storage)
+        self.write(self._next, split, {**tensors, **stored}, sums)
+        self._next += 1
 
-    def write(self, index: int, split: str, tensors: "dict[str, Tensor]") -> None:
-        """Write shard ``index``: ``acts`` [rows, d] and whatever belongs to the rows.
+    def write(self, index: int, split: str, tensors: "dict[str, Tensor]", sums: "Sums") -> None:
+        """Write shard ``index``: what ``as_stored`` gives for its activations, and whatever belongs to the rows.
 
         Raises ``ArtifactError`` if an activation is NaN or infinite, or the disk is full.
         """
-        from saetool.core.quantize import dequantize_rows, quantize_rows
-        from saetool.core.statistics import row_sums
-
-        acts, name, stored = tensors["acts"], self._name(index), dict(tensors)
-        if self.storage == INT8:
-            stored["acts"], stored["scales"] = quantize_rows(acts)
-            acts = dequantize_rows(stored["acts"], stored["scales"])
-        sums = row_sums(acts)
+        name = self._name(index)
         if not sums.finite:
             import torch
 
-            bad = ~torch.isfinite(tensors["acts"]).all(dim=1)
+            rows = tensors.get("scales", tensors["acts"]).view(len(tensors["acts"]), -1)
+            bad = ~torch.isfinite(rows).all(dim=1)
             raise ArtifactError(
                 f"{self.path}: the activations hold NaN or infinity (row {int(bad.int().argmax())} of {name})",
                 "try --dtype float32; a model that overflows in a smaller type shows this",
             )
-        stored.update({tensor: getattr(sums, field) for field, tensor in SUMS.items()})
+        stored = {**tensors, **{tensor: getattr(sums, field) for field, tensor in SUMS.items()}}
         file = self.partial / name
         header = self.plan.header(config={"split": split, "index": index})
         try:
             sha256 = container.write_tensors(file, stored, header)
-            shard = Shard(name, split, len(acts), file.stat().st_size, sha256)
+            shard = Shard(name, split, len(tensors["acts"]), file.stat().st_size, sha256)
             self._record(shard)
         except ArtifactError as error:
             if os.strerror(errno.ENOSPC) not in error.message:
@@ -228,6 +224,20 @@ class CacheWriter:
         os.replace(self.partial, self.path)
         self.close()
         return sha256
+
+
+def as_stored(acts: "Tensor", storage: str | None) -> "tuple[dict[str, Tensor], Sums]":
+    """``acts`` [rows, d] as a cache of ``storage`` has them, and the sums over those rows, computed on their device.
+
+    Eight-bit rows are ``acts`` and ``scales``; any other storage is the type that ``acts`` have already.
+    """
+    from saetool.core.quantize import dequantize_rows, quantize_rows
+    from saetool.core.statistics import row_sums
+
+    if storage != INT8:
+        return {"acts": acts}, row_sums(acts)
+    q, scales = quantize_rows(acts)
+    return {"acts": q, "scales": scales}, row_sums(dequantize_rows(q, scales))
 
 
 def _lock(folder: Path, wanted: Path) -> int:

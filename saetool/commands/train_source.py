@@ -65,7 +65,7 @@ class CacheSource:
     def rows(self, seed: int, device: str) -> Rows:
         from saetool.engines.reader import Reader
 
-        return Reader(self.cache, TRAIN, seed=seed, device=device)
+        return Reader(self.cache, TRAIN, seed=seed, device=device, overwrite=True)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,13 @@ class Sums:
 
 
 def row_sums(acts: Float[Tensor, "n d"]) -> Sums:
-    """``Sums`` over the rows of ``acts``.
+    """``Sums`` over the rows of ``acts``, computed on their device.
 
-    In small blocks, which stay in the processor's cache: 18 times as fast as the whole matrix at once.
+    On a processor in small blocks, which stay in its cache: 18 times as fast as the whole matrix at once.
     """
     d = acts.shape[1]
-    x, squares = torch.zeros(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64)
-    norms, largest = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for block in acts.split(64) if len(acts) else ():
+    x, squares, norms, largest = (torch.zeros(n, dtype=torch.float64, device=acts.device) for n in (d, d, 1, 1))
+    for block in acts.split(64 if acts.device.type == "cpu" else 65_536) if len(acts) else ():
         exact = block.double()
         x += exact.sum(0)
         squared = exact.square_()
@@ -58,7 +57,7 @@ def row_sums(acts: Float[Tensor, "n d"]) -> Sums:
         lengths = squared.sum(1).sqrt_()
         norms += lengths.sum()
         largest = torch.maximum(largest, lengths.max())
-    return Sums(x, squares, norms, largest)
+    return Sums(x.cpu(), squares.cpu(), norms.cpu(), largest.cpu())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import HELDOUT, ROW_TENSORS, STORAGE, TRAIN
-from saetool.artifacts.cache_writer import CacheWriter
+from saetool.artifacts.cache_writer import CacheWriter, as_stored
+from saetool.core.statistics import Sums
+from saetool.engines.background import stand_back
 from saetool.engines.model import LanguageModel, ModelSource, load_config, load_tokenizer, skeleton, special_ids
 from saetool.engines.packing import HELDOUT_RULE, Contexts, Corpus, ahead, encoded
 from saetool.engines.processes import Processes
@@ -29,8 +31,8 @@ from saetool.engines.source import capture_all
 from saetool.engines.text import Texts
 from saetool.errors import ConfigError
 
-N_WRITERS = 2
-"""Threads that sum, hash and write shards."""
+N_WRITERS = 4
+"""Threads that hash and write shards: while some wait for the disk, others hash."""
 
 
 @dataclass(frozen=True)
@@ -213,17 +215,27 @@ class Job:
     offset: int = 0
     """Number of the first shard of the split."""
     parts: list[dict[str, Tensor]] = field(default_factory=list)
-    """Of the shard that is being computed."""
+    """Of the shard that is being computed, as stored."""
+    sums: Sums | None = None
+    """Over the rows of ``parts``."""
 
     def wants(self, start: int, processes: Processes) -> bool:
         """Whether this process is to compute the shard of context ``start``."""
         index = self.offset + start // self.per_shard
         return index % processes.size == processes.rank and not self.writer.has(index)
 
-    def take(self) -> dict[str, Tensor]:
-        """The shard, put together."""
-        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        self.parts = []
+    def put(self, rows: dict[str, Tensor]) -> None:
+        """Add a forward batch to the shard. Summed and made eight-bit here, where the activations are: in a thread of
+        the writer, torch would start as many threads again, which hold up the forward pass."""
+        stored, sums = as_stored(rows["acts"], self.writer.storage)
+        self.parts.append({**rows, **{name: tensor.cpu() for name, tensor in stored.items()}})
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def take(self) -> tuple[dict[str, Tensor], Sums]:
+        """The shard, put together, and its sums."""
+        assert self.sums is not None
+        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}, self.sums
+        self.parts, self.sums = [], None
         return whole
 
 
@@ -294,11 +306,11 @@ def write(
 ) -> Iterator[int]:
     """Compute and write the shards that are missing; yields the tokens read, after each forward batch.
 
-    Two threads write, and at most four shards wait for them. What they raise is raised here.
+    Threads write, and at most as many shards wait for them. What they raise is raised here.
     """
     pending: deque[Future[None]] = deque()
     corpus = prepared.corpus
-    with ThreadPoolExecutor(N_WRITERS, "writer") as pool:
+    with ThreadPoolExecutor(N_WRITERS, "writer", initializer=stand_back) as pool:
         for split, contexts in prepared.splits.items():
             with closing(batches(corpus, contexts, per_batch)) as ranges:
                 for start, stop, last in ranges:
@@ -307,12 +319,12 @@ def write(
                         continue
                     sites = [(job.site, job.limit) for job in active]
                     found = read_batch(lm, sites, prepared, contexts, np.arange(start, stop))
-                    for job, part in zip(active, found, strict=True):
-                        job.parts.append(part)
+                    for job, rows in zip(active, found, strict=True):
+                        job.put(rows)
                         if last or stop % job.per_shard == 0:
                             index = job.offset + start // job.per_shard
-                            pending.append(pool.submit(job.writer.write, index, split, job.take()))
-                    while len(pending) > 2 * N_WRITERS or (pending and pending[0].done()):
+                            pending.append(pool.submit(job.writer.write, index, split, *job.take()))
+                    while len(pending) > N_WRITERS or (pending and pending[0].done()):
                         pending.popleft().result()
                     yield int((found[0]["input_ids"] >= 0).sum())
             for job in jobs:
@@ -327,10 +339,9 @@ def read_batch(
     prepared: Prepared,
     contexts: Contexts,
     chosen: np.ndarray,
-    *,
-    keep_on_device: bool = False,
 ) -> list[dict[str, Tensor]]:
-    """The tensors of a shard for contexts ``chosen``, for each of ``sites`` with its norm limit."""
+    """The tensors of a shard for contexts ``chosen``, for each of ``sites`` with its norm limit; ``acts`` are on the
+    model's device."""
     ids, documents = contexts.pick(chosen)
     n, length = ids.shape
     keep = torch.from_numpy(prepared.rows.keep(ids)).view(-1)
@@ -347,7 +358,7 @@ def read_batch(
     found = capture_all(lm, [site for site, _ in sites], torch.from_numpy(ids).long())
     return [
         {
-            "acts": acts if keep_on_device else acts.cpu(),
+            "acts": acts,
             **{name: tensor[kept] for name, tensor in flat.items()},
             "input_ids": torch.from_numpy(padded),
         }

@@ -149,8 +149,7 @@ class LiveReader:
         groups = [full[i : i + self._per_batch] for i in range(0, len(full), self._per_batch)]
         groups += [chosen[len(full) :]] if len(chosen) > len(full) else []  # the shorter last context, alone
         parts = [
-            read_batch(self._lm, [(self._site, None)], self._prepared, self._contexts, group, keep_on_device=True)[0]
-            for group in groups
+            read_batch(self._lm, [(self._site, None)], self._prepared, self._contexts, group)[0] for group in groups
         ]
         acts, contexts, positions = (torch.cat([p[n] for p in parts]) for n in ("acts", "contexts", "positions"))
         if self._prepared.request.storage == "int8":

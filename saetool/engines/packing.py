@@ -19,6 +19,7 @@ from itertools import islice
 
 import numpy as np
 
+from saetool.engines.background import stand_back
 from saetool.engines.near_duplicates import NearDuplicates
 from saetool.errors import ArtifactError
 
@@ -316,6 +317,7 @@ def ahead(documents: Iterator[Encoded], size: int = 128) -> Generator[Encoded]:
         return False
 
     def work() -> None:
+        stand_back()
         try:
             for document in documents:
                 if not put(document):

@@ -1,11 +1,13 @@
 """Batches of activations from a cache, shuffled or in stored order.
 
-Shards are memory-mapped. Shuffled batches come from a mixing buffer (see ``order``), which is filled with whole blocks
-of rows in their stored type while the buffer before it is used; rows are made float32 when they leave it.
+Shards are memory-mapped. Shuffled batches come from a mixing buffer (see ``order``) of whole blocks of rows in their
+stored type; rows are made float32 when they leave it. The buffer after it is filled in step, as many rows with each
+batch as the batch takes, by the same threads: a thread of its own would fight with them for the processor. It only
+looks ahead: it touches what will be copied, so that it is in memory by then.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from saetool.artifacts.cache import Cache
 from saetool.core.quantize import dequantize_rows
+from saetool.engines.background import stand_back
 from saetool.engines.order import Order
 from saetool.errors import ArtifactError
 
@@ -23,6 +26,8 @@ BUFFER_NUMBERS = 2**27
 """Numbers in a mixing buffer: 256 MiB of bfloat16, 233 thousand rows of width 576. There are two buffers."""
 GATHERED = 256
 """Rows that are gathered and made float32 at once."""
+PAGE = 4096
+"""Bytes that the system reads at least."""
 
 __all__ = ["BLOCK", "BUFFER_NUMBERS", "Order", "Reader", "Statistics", "select_rows"]
 
@@ -54,6 +59,18 @@ def select_rows(
     return keep
 
 
+@dataclass
+class _Buffer:
+    """A mixing buffer, and how far it is filled."""
+
+    rows: dict[str, Tensor]
+    n: int
+    """Rows that it is to hold; ``rows`` may have room for more."""
+    blocks: list[tuple[int, int]]
+    """Ranges of rows of the split, still to be copied into it."""
+    filled: int = 0
+
+
 class Reader:
     """Batches of one split, float32 on ``device``, multiplied by ``scale``."""
 
@@ -67,9 +84,11 @@ class Reader:
         scale: float = 1.0,
         keep: Bool[Tensor, " rows"] | None = None,
         buffer_numbers: int = BUFFER_NUMBERS,
+        overwrite: bool = False,
     ) -> None:
         """``keep``: which of the split's rows to read (see ``select_rows``); None: all. ``buffer_numbers`` is part of
-        the order."""
+        the order. ``overwrite``: a batch is written over the one before it (on a processor), for who needs one at a
+        time: half of the time that a batch takes is the system's, to find memory for it."""
         self._cache = cache
         self._shards = [cache.stored(shard) for shard in cache.shards if shard.split == split]
         sizes = [len(shard["acts"]) for shard in self._shards]
@@ -83,7 +102,10 @@ class Reader:
         self.device = device
         self.scale = scale
         self._order = Order(self.n_rows, seed, block=BLOCK, n_mixed=max(buffer_numbers // (BLOCK * self.d_in), 1))
-        self._buffers: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
+        self._buffers: dict[tuple[int, int], _Buffer] = {}
+        self._spare: list[dict[str, Tensor]] = []
+        self._overwrite = overwrite
+        self._out = torch.empty(0, self.d_in)
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -94,52 +116,73 @@ class Reader:
 
     def batch(self, step: int, size: int) -> Float[Tensor, "size d_in"]:
         """The ``step``-th training batch of ``size`` rows: rows step·size … of the endless shuffled stream."""
-        parts = []
-        for buffer, first, end in self._order.spans(step * size, size):
-            rows = self._order.mixing(buffer)[first:end]
-            parts.append((self._buffer(buffer), rows))
-        if self.device == "cpu":
-            return self._gathered(parts, size)
-        picked = [{name: tensor.index_select(0, rows) for name, tensor in held.items()} for held, rows in parts]
-        return self._finish(_cat(picked))
+        picked, at = [], 0
+        out = self._room(size) if self.device == "cpu" else None
+        for number, first, end in self._order.spans(step * size, size):
+            held, rows = self._buffer(number, end), self._order.mixing(number)[first:end]
+            if out is None:
+                picked.append({name: tensor.index_select(0, rows) for name, tensor in held.items()})
+            else:
+                self._gather(held, rows, out[at : at + len(rows)])
+            at += len(rows)
+        return self._finish(_cat(picked)) if out is None else out
 
-    def _gathered(self, parts: list[tuple[dict[str, Tensor], Tensor]], size: int) -> Tensor:
-        """Chosen rows of buffers, float32 and scaled, a few at a time, in the processor's cache."""
-        out, at = torch.empty(size, self.d_in), 0
-        for held, rows in parts:
-            for chosen in rows.split(GATHERED):
-                piece = out[at : at + len(chosen)]
-                piece.copy_(held["acts"].index_select(0, chosen))
-                if "scales" in held:
-                    piece.mul_(held["scales"].index_select(0, chosen)[:, None])
-                if self.scale != 1.0:
-                    piece.mul_(self.scale)
-                at += len(chosen)
-        return out
+    def _room(self, size: int) -> Tensor:
+        """Memory for a batch."""
+        if len(self._out) != size or not self._overwrite:
+            self._out = torch.empty(size, self.d_in)
+        return self._out
 
-    def _buffer(self, wanted: tuple[int, int]) -> dict[str, Tensor]:
-        """The rows that ``wanted`` mixes, as stored; those of the next buffer are being read from now on."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "reader")
+    def _gather(self, held: dict[str, Tensor], rows: Tensor, out: Tensor) -> None:
+        """Chosen rows of a buffer, float32 and scaled, a few at a time, in the processor's cache."""
+        for chosen, piece in zip(rows.split(GATHERED), out.split(GATHERED), strict=True):
+            piece.copy_(held["acts"].index_select(0, chosen))
+            if "scales" in held:
+                piece.mul_(held["scales"].index_select(0, chosen)[:, None])
+            if self.scale != 1.0:
+                piece.mul_(self.scale)
+
+    def _buffer(self, wanted: tuple[int, int], used: int) -> dict[str, Tensor]:
+        """The rows that ``wanted`` mixes, as stored. The next buffer is filled as far as this one is ``used``."""
         # Where all rows are one buffer, it is the same in every epoch.
         numbers = [(0, 0)] if self._order.whole else [wanted, self._order.following(wanted)]
         for other in set(self._buffers) - set(numbers):
-            del self._buffers[other]
+            self._spare.append(self._buffers.pop(other).rows)
         for number in numbers:
             if number not in self._buffers:
-                self._buffers[number] = self._pool.submit(self._fill, self._order.blocks(number))
-        return self._buffers[numbers[0]].result()
+                self._buffers[number] = self._begin(self._order.blocks(number))
+        current, *following = (self._buffers[number] for number in numbers)
+        self._fill(current, current.n)
+        for buffer in following:
+            self._fill(buffer, -(-buffer.n * used // current.n))
+        return current.rows
 
-    def _fill(self, blocks: list[tuple[int, int]]) -> dict[str, Tensor]:
-        n, at = sum(end - first for first, end in blocks), 0
-        held = {name: torch.empty(n, *t.shape[1:], dtype=t.dtype) for name, t in self._shards[0].items()}
+    def _begin(self, blocks: list[tuple[int, int]]) -> _Buffer:
+        """An empty buffer for ``blocks``, which are touched from now on. Memory is used again: the system takes longer
+        to give it than the rows to be copied."""
+        n = sum(end - first for first, end in blocks)
+        rows = self._spare.pop() if self._spare else {}
+        if not rows or len(rows["acts"]) < n:
+            rows = {name: torch.empty(n, *t.shape[1:], dtype=t.dtype) for name, t in self._shards[0].items()}
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "look-ahead", initializer=stand_back)
+        self._pool.submit(self._touch, blocks)
+        return _Buffer(rows, n, blocks[::-1])
+
+    def _fill(self, buffer: _Buffer, n: int) -> None:
+        """Copy blocks until the buffer has ``n`` rows or more."""
+        while buffer.filled < n:
+            for part in self._slices(*buffer.blocks.pop()):
+                end = buffer.filled + len(part["acts"])
+                for name, tensor in part.items():
+                    buffer.rows[name][buffer.filled : end] = tensor
+                buffer.filled = end
+
+    def _touch(self, blocks: list[tuple[int, int]]) -> None:
+        """Have the system read ``blocks`` from the disk."""
         for first, end in blocks:
             for part in self._slices(first, end):
-                size = len(part["acts"])
-                for name, tensor in part.items():
-                    held[name][at : at + size] = tensor
-                at += size
-        return held
+                part["acts"].view(torch.uint8).flatten()[::PAGE].numpy().max(initial=0)
 
     def _slices(self, first: int, end: int) -> Iterator[dict[str, Tensor]]:
         """Rows ``first`` … ``end`` − 1, as stored, shard by shard."""

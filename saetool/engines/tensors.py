@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import HELDOUT, STORAGE, TRAIN
-from saetool.artifacts.cache_writer import CacheWriter
+from saetool.artifacts.cache_writer import CacheWriter, as_stored
 from saetool.engines.packing import is_heldout
 from saetool.errors import ArtifactError, ConfigError
 
@@ -268,7 +268,9 @@ def write(source: Source, split: Split, writer: CacheWriter, per_shard: int, lim
             kept = mine[start:stop].nonzero().squeeze(1)
             if len(kept):
                 if not writer.has(index):
-                    writer.write(index, name, _shard(source, rows, kept, start, limit))
+                    tensors = _shard(source, rows, kept, start, limit)
+                    stored, sums = as_stored(tensors["acts"], source.storage)
+                    writer.write(index, name, {**tensors, **stored}, sums)
                 index += 1
             yield len(kept)
 

@@ -26,6 +26,7 @@ from saetool.artifacts import header as h
 from saetool.artifacts.cache import TRAIN, open_cache
 from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import CacheConfig
+from saetool.core.statistics import row_sums
 from saetool.engines import cache as engine
 from saetool.engines import text as sources
 from saetool.engines.memory import batch_tokens
@@ -100,18 +101,19 @@ def bench_pass(args: argparse.Namespace) -> None:
 
 
 def bench_write(args: argparse.Namespace) -> None:
-    """Shards through the writer (sums, hash, record, fsync) : the same tensors by safetensors."""
+    """Shards through the writer (hash, record, fsync) : the same tensors by safetensors."""
     rows = torch.randn(args.rows, args.d).to(getattr(torch, args.dtype))
     per_shard = CacheConfig.shard_bytes // (args.d * rows.element_size())
     shards = [_shard(part) for part in rows.split(per_shard)]
+    sums = [row_sums(part) for part in rows.split(per_shard)]  # made beside the forward pass, not by the writer
     plan = h.Plan("cache", h.CACHE, {"bench": "write"})
 
     def ours(folder: Path) -> None:
-        writer = CacheWriter(folder / "acts", plan, storage=args.store)
+        writer = CacheWriter(folder / "acts", plan)
         pending: deque = deque()
         with ThreadPoolExecutor(engine.N_WRITERS) as pool:
             for index, shard in enumerate(shards):
-                pending.append(pool.submit(writer.write, index, TRAIN, shard))
+                pending.append(pool.submit(writer.write, index, TRAIN, shard, sums[index]))
             for future in pending:
                 future.result()
         writer.close()
@@ -159,7 +161,7 @@ def bench_read(args: argparse.Namespace) -> None:
         count = {"rows": args.rows, "contexts": 1, "documents": 1, "tokens": args.rows}
         header = plan.header(config={"d_in": args.d, "ctx_len": 128}, dtype=args.dtype)
         writer.finish(header, {TRAIN: count}, ["x"])
-        reader = Reader(open_cache(Path(folder) / "acts"), TRAIN)
+        reader = Reader(open_cache(Path(folder) / "acts"), TRAIN, overwrite=True)  # as training does
         steps = args.rows // args.batch_size
         stored = [rows[step * args.batch_size : (step + 1) * args.batch_size] for step in range(steps)]
 

@@ -305,11 +305,11 @@ def test_a_run_that_died_between_shards_goes_on_and_ends_in_the_same_bytes(
     assert n_shards >= 4
     write, written = CacheWriter.write, []
 
-    def failing(self: CacheWriter, index: int, split: str, tensors: dict[str, torch.Tensor]) -> None:
+    def failing(self: CacheWriter, index: int, *rest: object) -> None:
         if index == 2:
             raise RuntimeError("the disk has gone")
         if index < 2:
-            write(self, index, split, tensors)
+            write(self, index, *rest)
 
     out = tmp_path / "acts"
     with monkeypatch.context() as patch:
@@ -319,9 +319,9 @@ def test_a_run_that_died_between_shards_goes_on_and_ends_in_the_same_bytes(
     assert not out.exists()
     (tmp_path / "acts.partial" / ".shard-00002.st.0123.tmp").write_bytes(b"half")
 
-    def counting(self: CacheWriter, index: int, split: str, tensors: dict[str, torch.Tensor]) -> None:
+    def counting(self: CacheWriter, index: int, *rest: object) -> None:
         written.append(index)
-        write(self, index, split, tensors)
+        write(self, index, *rest)
 
     monkeypatch.setattr(CacheWriter, "write", counting)
     made(invoke(*common, "-o", out))
@@ -356,8 +356,8 @@ from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import CacheConfig
 CacheConfig.shard_bytes = 16 * 16 * 32 * 4
 write = CacheWriter.write
-def slow(self, index, split, tensors):
-    write(self, index, split, tensors)
+def slow(self, index, *rest):
+    write(self, index, *rest)
     time.sleep(0.5)
 CacheWriter.write = slow
 from saetool.cli import app

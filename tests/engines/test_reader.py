@@ -102,8 +102,30 @@ def test_only_two_buffers_are_in_memory(cache: Cache, small: int) -> None:
     reader = Reader(cache, TRAIN, buffer_numbers=small)
     for step in range(30):
         reader.batch(step, 50)
-        held = [future.result()["acts"] for future in reader._buffers.values()]
+        held = [buffer.rows["acts"] for buffer in reader._buffers.values()]
         assert len(held) == 2 and all(len(acts) <= 256 for acts in held)
+        assert not reader._spare
+
+
+def test_the_next_buffer_is_whole_when_this_one_is_used_up(cache: Cache, small: int) -> None:
+    reader = Reader(cache, TRAIN, buffer_numbers=small)
+    order = Order(reader.n_rows, 0, block=32, n_mixed=8)
+    for step in range(30):
+        reader.batch(step, 50)
+        (number, _, end), *_ = order.spans(step * 50, 50)[::-1]
+        current, following = reader._buffers[number], reader._buffers[order.following(number)]
+        assert current.filled == current.n
+        assert end / current.n <= following.filled / following.n <= end / current.n + 33 / following.n
+
+
+def test_a_batch_may_be_written_over_the_one_before(cache: Cache, small: int) -> None:
+    fresh, reused = (Reader(cache, TRAIN, buffer_numbers=small, overwrite=o) for o in (False, True))
+    kept = [fresh.batch(step, 60) for step in range(20)]
+    for step, expected in enumerate(kept):
+        batch = reused.batch(step, 60)
+        assert torch.equal(batch, expected)
+    assert reused.batch(0, 60).data_ptr() == batch.data_ptr()
+    assert len({b.data_ptr() for b in kept}) == 20
 
 
 def test_scale_and_type(tmp_path: Path) -> None:
