@@ -27,6 +27,7 @@ from saetool.core.meta_baselines import nearest_rows
 from saetool.engines import firings
 from saetool.engines import meta as engine
 from saetool.engines import meta_record as record
+from saetool.engines.processes import join
 from saetool.engines.recipe import n_steps, options_of
 from saetool.errors import ArtifactError
 
@@ -135,7 +136,9 @@ class Job:
         resume: bool,
         checkpoint_every: float,
     ) -> None:
-        """Make what is not there yet."""
+        """Make what is not there yet. Under torchrun: each batch's rows are parted among the processes."""
+        processes, device = join(device, tensors=True)
+        self.console = self.console if processes.leads else Console(quiet=True)
         parents, weights = self._parents(device)
         outputs = self.outputs(sum(len(parent.rows.rows) for parent in parents))
         wanted, payloads = [], []
@@ -148,22 +151,24 @@ class Job:
                 and there
             ):
                 header, payload = container.read_header(output.path), container.read_json(output.record_path)[1]
-                summary = meta_table.summary(payload)
-                self.console.emit(header, output.path, h.sha256_file(output.path), summary, fresh=False)
+                if processes.leads:
+                    summary = meta_table.summary(payload)
+                    self.console.emit(header, output.path, h.sha256_file(output.path), summary, fresh=False)
                 payloads.append(payload)
             else:
                 wanted.append(output)
         if wanted:
             first = wanted[0].plan
             trainings = Trainings(
-                self.console, device, log, resume, checkpoint_every, list(first.inputs), list(first.parents)
+                self.console, processes, device, log, resume, checkpoint_every, list(first.inputs), list(first.parents)
             )
             payloads += self._make(trainings, wanted, parents, weights)
             trainings.done()
-        if len(outputs) > 1:
+        if len(outputs) > 1 and processes.leads:
             meta_table.sweep(self.console, payloads)
-        if graph is not None:
+        if graph is not None and processes.leads:
             meta_graph.write(graph, payloads[0], overwrite=overwrite)
+        processes.leave()
 
     def _parents(self, device: str) -> tuple[list[record.Parent], Tensor | None]:
         """The rows used of each parent, and their weights."""
@@ -204,7 +209,7 @@ class Job:
         parents: Sequence[record.Parent],
         weights: Tensor | None,
     ) -> list[dict[str, Any]]:
-        """Train everything and write each output; the records' payloads."""
+        """Train everything and write each output; the records' payloads, in the process that leads."""
         rows, seed = record.joined(parents), self.settings.seed
         drawn = torch.ones(len(rows)) if self.settings.replacement and weights is None else weights
         label = "meta " + ",".join(parent.name for parent in parents)
@@ -218,12 +223,13 @@ class Job:
         for output in outputs:
             config = output.config
             bars = self._bars(trainings, output, trained[config].sae, rows, drawn, pool)
+            if not trainings.processes.leads:
+                continue
             payload = record.payload(parents, trained[config], config, pool, bars, weights)
             payload["preset"] = self.preset
             payload["controls"] = [record.control(n, found[config], null) for n, (null, found) in nulls.items()]
             payload = h.finite(payload)
-            if trainings.leads:
-                self._write(output, trained[config], payload)
+            self._write(output, trained[config], payload)
             payloads.append(payload)
         return payloads
 

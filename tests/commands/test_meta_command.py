@@ -1,6 +1,9 @@
 """``meta`` as a user meets it: presets, sweeps, several parents, comparisons, resume, edits, graphs."""
 
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +167,29 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(here: Path, mon
     assert "cut.st.ckpt.st: resuming at step 40" in said
     assert Path("cut.st").read_bytes() == Path("whole.st").read_bytes()
     assert Path("cut.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not list(here.glob("*.ckpt.st"))
+
+
+def test_two_processes_make_what_one_makes(here: Path) -> None:
+    """Under torchrun with gloo: every training of the command joint, one writer, the same to float32 rounding."""
+    options = ["a.st", *SHORT, "--compare", "atoms.st", "--device", "cpu"]
+    run(*options, "-o", "one.st", "--graph", "one.dot")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saetool"]
+    result = subprocess.run(
+        [*command, "meta", *options, "-o", "two.st", "--graph", "two.dot"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "two.st\n"
+    assert result.stderr.count("2 processes, 120 rows") == 5
+    one, two = sae_files.load(Path("one.st")), sae_files.load(Path("two.st"))
+    assert one.header.key == two.header.key
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
+        torch.testing.assert_close(getattr(two.sae, name), getattr(one.sae, name), rtol=1e-2, atol=2e-3)
+    a, b = record("one.json"), record("two.json")
+    for first, second in zip(a["bars"] + a["controls"], b["bars"] + b["controls"], strict=True):
+        assert first["variance_explained"] == pytest.approx(second["variance_explained"], abs=0.01), first["name"]
+    assert Path("two.dot").exists()
     assert not list(here.glob("*.ckpt.st"))
 
 
