@@ -29,7 +29,7 @@ from saetool.engines import meta as engine
 from saetool.engines import meta_record as record
 from saetool.engines.processes import join
 from saetool.engines.recipe import n_steps, options_of
-from saetool.errors import ArtifactError
+from saetool.errors import ArtifactError, ConfigError
 
 NULLS = (("random_directions", core.random_rows), ("shuffled_coordinates", core.shuffled_rows))
 """The controls: rows of the same shape with no structure, and with that of single coordinates."""
@@ -107,6 +107,9 @@ class Job:
                     options[name] = getattr(settings, name)
             name = str(self.out).replace("{latents}", str(config.latents)).replace("{k}", str(config.k))
             made.append(Output(Path(name), h.Plan("meta", h.SAE, options, inputs, parents), config))
+        paths = [path for o in made for path in dict.fromkeys((str(o.path), str(o.record_path)))]
+        if len(set(paths)) < len(paths) or any(o.path.suffix == ".json" for o in made):
+            raise ConfigError(f"-o {self.out}: an SAE and its record NAME.json would be one file", "-o NAME.st")
         return made
 
     def dry(self) -> dict[str, Any]:
@@ -139,6 +142,8 @@ class Job:
         """Make what is not there yet. Under torchrun: each batch's rows are parted among the processes."""
         processes, device = join(device, tensors=True)
         self.console = self.console if processes.leads else Console(quiet=True)
+        if graph is not None:
+            container.check_target(graph)
         parents, weights = self._parents(device)
         outputs = self.outputs(sum(len(parent.rows.rows) for parent in parents))
         wanted, payloads = [], []
@@ -157,6 +162,8 @@ class Job:
                 payloads.append(payload)
             else:
                 wanted.append(output)
+        if wanted and graph is not None and graph.exists() and not overwrite:
+            raise ArtifactError(f"{graph}: exists and is another graph", "pass --overwrite to replace it")
         if wanted:
             first = wanted[0].plan
             trainings = Trainings(
