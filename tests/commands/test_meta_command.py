@@ -355,6 +355,10 @@ def test_edits_write_an_sae_that_differs_in_those_rows(here: Path) -> None:
     assert after.header.model == before.header.model
     assert [i["role"] for i in after.header.inputs] == ["parent", "meta"]
     assert after.header.config["edited"]["changed"] == 2
+    write_cache(here / "acts")
+    found = json.loads(runner.invoke(app, ["eval", "a.st", "edited.st", "--acts", "acts"]).stdout)["saes"]
+    mse = [one["metrics"]["mse"] for one in found]
+    assert mse[0] != mse[1]
 
 
 def test_graphs_have_an_edge_for_every_weight(here: Path) -> None:
