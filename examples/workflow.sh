@@ -48,7 +48,7 @@ for theta in $THETA; do
 done
 saetool stitch "${ladder[0]}" "${ladder[-1]}" -o "$RUN/far.json"
 saetool stitch "${ladder[0]}" "$seed1" --acts "$ACTS" -o "$RUN/seeds.json"
-saetool meta "$RUN/sae-$large.st" --steps "${META_STEPS:-1000}" -o "$RUN/meta.st"
+saetool meta "$RUN/sae-$large.st" --steps "${META_STEPS:-1000}" --compare "${ladder[@]:0:${#ladder[@]}-1}" -o "$RUN/meta.st"
 saetool autointerp "$RUN/sae-$large.st" --acts "$ACTS" --latents "${LATENTS:-all}" -o "$RUN/latents.jsonl"
 saetool autointerp "$RUN/meta.st" --parent "$RUN/sae-$large.st" --labels "$RUN/latents.jsonl" -o "$RUN/meta-latents.jsonl"
 saetool report "$RUN" -o "$RUN/report.html"

@@ -27,8 +27,9 @@ from saetool.core.meta_baselines import nearest_rows
 from saetool.engines import firings
 from saetool.engines import meta as engine
 from saetool.engines import meta_record as record
+from saetool.engines.processes import join
 from saetool.engines.recipe import n_steps, options_of
-from saetool.errors import ArtifactError
+from saetool.errors import ArtifactError, ConfigError
 
 NULLS = (("random_directions", core.random_rows), ("shuffled_coordinates", core.shuffled_rows))
 """The controls: rows of the same shape with no structure, and with that of single coordinates."""
@@ -106,6 +107,9 @@ class Job:
                     options[name] = getattr(settings, name)
             name = str(self.out).replace("{latents}", str(config.latents)).replace("{k}", str(config.k))
             made.append(Output(Path(name), h.Plan("meta", h.SAE, options, inputs, parents), config))
+        paths = [path for o in made for path in dict.fromkeys((str(o.path), str(o.record_path)))]
+        if len(set(paths)) < len(paths) or any(o.path.suffix == ".json" for o in made):
+            raise ConfigError(f"-o {self.out}: an SAE and its record NAME.json would be one file", "-o NAME.st")
         return made
 
     def dry(self) -> dict[str, Any]:
@@ -135,7 +139,11 @@ class Job:
         resume: bool,
         checkpoint_every: float,
     ) -> None:
-        """Make what is not there yet."""
+        """Make what is not there yet. Under torchrun: each batch's rows are parted among the processes."""
+        processes, device = join(device, tensors=True)
+        self.console = self.console if processes.leads else Console(quiet=True)
+        if graph is not None:
+            container.check_target(graph)
         parents, weights = self._parents(device)
         outputs = self.outputs(sum(len(parent.rows.rows) for parent in parents))
         wanted, payloads = [], []
@@ -148,22 +156,26 @@ class Job:
                 and there
             ):
                 header, payload = container.read_header(output.path), container.read_json(output.record_path)[1]
-                summary = meta_table.summary(payload)
-                self.console.emit(header, output.path, h.sha256_file(output.path), summary, fresh=False)
+                if processes.leads:
+                    summary = meta_table.summary(payload)
+                    self.console.emit(header, output.path, h.sha256_file(output.path), summary, fresh=False)
                 payloads.append(payload)
             else:
                 wanted.append(output)
+        if wanted and graph is not None and graph.exists() and not overwrite:
+            raise ArtifactError(f"{graph}: exists and is another graph", "pass --overwrite to replace it")
         if wanted:
             first = wanted[0].plan
             trainings = Trainings(
-                self.console, device, log, resume, checkpoint_every, list(first.inputs), list(first.parents)
+                self.console, processes, device, log, resume, checkpoint_every, list(first.inputs), list(first.parents)
             )
             payloads += self._make(trainings, wanted, parents, weights)
             trainings.done()
-        if len(outputs) > 1:
+        if len(outputs) > 1 and processes.leads:
             meta_table.sweep(self.console, payloads)
-        if graph is not None:
+        if graph is not None and processes.leads:
             meta_graph.write(graph, payloads[0], overwrite=overwrite)
+        processes.leave()
 
     def _parents(self, device: str) -> tuple[list[record.Parent], Tensor | None]:
         """The rows used of each parent, and their weights."""
@@ -204,7 +216,7 @@ class Job:
         parents: Sequence[record.Parent],
         weights: Tensor | None,
     ) -> list[dict[str, Any]]:
-        """Train everything and write each output; the records' payloads."""
+        """Train everything and write each output; the records' payloads, in the process that leads."""
         rows, seed = record.joined(parents), self.settings.seed
         drawn = torch.ones(len(rows)) if self.settings.replacement and weights is None else weights
         label = "meta " + ",".join(parent.name for parent in parents)
@@ -218,12 +230,13 @@ class Job:
         for output in outputs:
             config = output.config
             bars = self._bars(trainings, output, trained[config].sae, rows, drawn, pool)
+            if not trainings.processes.leads:
+                continue
             payload = record.payload(parents, trained[config], config, pool, bars, weights)
             payload["preset"] = self.preset
             payload["controls"] = [record.control(n, found[config], null) for n, (null, found) in nulls.items()]
             payload = h.finite(payload)
-            if trainings.leads:
-                self._write(output, trained[config], payload)
+            self._write(output, trained[config], payload)
             payloads.append(payload)
         return payloads
 

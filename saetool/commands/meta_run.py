@@ -20,6 +20,7 @@ from saetool.console import Console
 from saetool.core.sae import SAE
 from saetool.engines import meta as engine
 from saetool.engines import train as trainer
+from saetool.engines.processes import Processes
 from saetool.engines.trainee import Trainee
 
 
@@ -51,13 +52,23 @@ class RowSource:
 class Training(Run):
     """A run whose SAEs are handed on, not written; its checkpoints stay until ``done``."""
 
-    way_out = ""
+    way_on = "the same command goes on from there"
 
-    def __init__(self, console: Console, source: RowSource, products: Sequence[Product], device: str, log: Path | None):
-        super().__init__(console, source, products, device, log, None)
+    def __init__(
+        self,
+        console: Console,
+        source: RowSource,
+        products: Sequence[Product],
+        processes: Processes,
+        device: str,
+        log: Path | None,
+    ) -> None:
+        super().__init__(console, source, products, processes, device, log, None)
         self.label = source.name
         self.saes: dict[TrainConfig, SAE] = {}
         self._piped = str(products[0].path) == "-"
+        if self._piped:
+            self.way_on = "nothing is kept of a run into a pipe"
 
     def checkpoint(self, config: TrainConfig) -> Path:
         product = self.products[config][-1]
@@ -101,6 +112,7 @@ class Trainings:
     """All trainings of one command."""
 
     console: Console
+    processes: Processes
     device: str
     log: Path | None
     resume: bool
@@ -120,18 +132,13 @@ class Trainings:
     ) -> dict[TrainConfig, engine.Trained]:
         """Train ``products`` on ``rows``, from ``start`` if given; SAEs with thresholds by configuration."""
         source = RowSource(label, rows, weights, self.inputs, self.parents)
-        run = Training(self.console, source, products, self.device, log)
+        run = Training(self.console, source, products, self.processes, self.device, log)
         self.runs.append(run)
         if start is not None:
             run.start_from(run.configs[0], start)
         run.go(resume=self.resume, checkpoint_every=self.checkpoint_every, log_every=None)
         batches = {c: engine.RowBatches(rows, seed=c.seed, weights=weights) for c in run.configs}
         return {c: engine.finish(run.saes[c], batches[c], c) for c in run.configs}
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes."""
-        return all(run.processes.leads for run in self.runs)
 
     def done(self) -> None:
         for run in self.runs:

@@ -226,6 +226,7 @@ def train(
         raise ConfigError(f"-o {out}: {len(widths)} widths need {{latents}} in the name", "-o 'sae-{latents}.st'")
 
     from saetool.commands.train_run import Product, Run
+    from saetool.engines.processes import join
     from saetool.engines.recipe import n_steps, options_of, resolve
 
     products = []
@@ -262,11 +263,13 @@ def train(
             wanted.append(product)
     if not wanted:
         return
-    run = Run(console, source, wanted, resolve_device(device), log, tensorboard)
+    processes, device = join(resolve_device(device), tensors=True)
+    run = Run(console, source, wanted, processes, device, log, tensorboard)
     if export_partial:
         run.export_partial(overwrite=overwrite)
     else:
         run.go(resume=resume, checkpoint_every=checkpoint_every, log_every=log_every)
+    processes.leave()
 
 
 def _option(name: str) -> str:

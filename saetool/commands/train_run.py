@@ -15,8 +15,8 @@ from saetool.artifacts import sae as sae_files
 from saetool.commands.train_source import Source
 from saetool.config import TrainConfig
 from saetool.console import Console, Interruption
-from saetool.engines import processes as parallel
 from saetool.engines import train as engine
+from saetool.engines.processes import Processes
 from saetool.engines.recipe import n_steps
 from saetool.engines.trainee import Trainee
 from saetool.errors import ArtifactError, BackendError, ConfigError
@@ -38,20 +38,22 @@ class Run:
 
     label = "train"
     """What the progress bar says before the widths."""
-    way_out = ", and with --export-partial it writes what there is"
-    """What else can be done after an interruption."""
+    way_on = "the same command goes on from there, and with --export-partial it writes what there is"
+    """What can be done after an interruption."""
 
     def __init__(
         self,
         console: Console,
         source: Source,
         products: Sequence[Product],
+        processes: Processes,
         device: str,
         log: Path | None,
         tensorboard: Path | None,
     ) -> None:
-        self.processes, self.device = parallel.join(device, tensors=True)
-        self.console = console if self.processes.leads else Console(quiet=True, as_json=console.as_json)
+        """``processes`` joined, and ``device`` this one's: the command joins and parts, it may have several runs."""
+        self.processes, self.device = processes, device
+        self.console = console if processes.leads else Console(quiet=True, as_json=console.as_json)
         self.source, self.log, self.tensorboard = source, log, tensorboard
         self.configs = list(dict.fromkeys(p.config for p in products))
         self.products = {config: [p for p in products if p.config == config] for config in self.configs}
@@ -131,7 +133,7 @@ class Run:
                 advance(1, f"EV {last.explained_variance:.4f} L0 {last.l0:.1f} dead {last.dead}" if last else "")
                 if self.processes.any(interruption.requested, self.device):
                     self.save()
-                    self.console.say(f"stopped at step {event.step}; the same command goes on from there{self.way_out}")
+                    self.console.say(f"stopped at step {event.step}; {self.way_on}")
                     raise KeyboardInterrupt
                 due = time.monotonic() - saved >= checkpoint_every and event.step < total
                 if self.processes.any(due, self.device) if self.processes.size > 1 else due:
@@ -139,7 +141,6 @@ class Run:
                     saved = time.monotonic()
         for i, trainee in enumerate(self.trainees):
             self._finish(trainee, self.last.get(i))
-        self.processes.leave()
 
     def export_partial(self, *, overwrite: bool) -> None:
         """Write each checkpoint as an SAE of its own, ``NAME.stepN.st``; the run can still go on."""

@@ -42,9 +42,11 @@ def main() -> None:
             times.append(time.perf_counter() - last)
             last = time.perf_counter()
     usual = sorted(times[1:])[len(times[1:]) // 2]
+    total, dead = sum(times), int(trainee.dead().sum())
     print(f"{asked.rows} x {asked.width}, {asked.latents} meta-latents, batch {config.batch_size}, {asked.device},")
     threads = torch.get_num_threads()
     print(f"{threads} threads: median step {usual:.3f} s; 2000 steps at that rate {2000 * usual / 60:.0f} min")
+    print(f"{len(times)} steps in {total:.1f} s, slowest {max(times):.3f} s; {dead} meta-latents dead at the end")
     if asked.record:
         started = time.perf_counter()
         trained = meta.finish(trainee.sae(), meta.RowBatches(rows, seed=0), config)

@@ -1,6 +1,11 @@
 """``meta`` as a user meets it: presets, sweeps, several parents, comparisons, resume, edits, graphs."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +172,149 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(here: Path, mon
     assert not list(here.glob("*.ckpt.st"))
 
 
+@pytest.mark.parametrize("cut_at", [5, 55, 130, 190])  # the meta-SAE, its control, the encoders
+def test_an_interrupted_training_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch, cut_at: int) -> None:
+    from saetool.engines.trainee import Trainee
+
+    options = ["a.st", *SHORT, "--compare", "atoms.st"]
+    run(*options, "-o", "whole.st")
+    step, done = Trainee.step, []
+
+    def interrupting(self, x):
+        done.append(1)
+        if len(done) == cut_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, x)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainee, "step", interrupting)
+        result = runner.invoke(app, ["meta", *options, "-o", "cut.st"])
+        assert result.exit_code == 130
+        assert f"stopped at step {(cut_at - 1) % 40 + 1}; the same command goes on from there\n" in result.stderr
+        assert len(done) == cut_at
+        assert not Path("cut.st").exists()
+        run(*options, "-o", "cut.st")
+    assert len(done) == 5 * 40  # every step once
+    assert Path("cut.st").read_bytes() == Path("whole.st").read_bytes()
+    assert Path("cut.json").read_bytes() == Path("whole.json").read_bytes()
+    assert not list(here.glob("*.ckpt.st"))
+
+
+def test_an_interrupted_sweep_goes_on_with_the_same_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saetool.engines.trainee import Trainee
+
+    options = ["a.st", "--latents", "4,6", "--k", "1,2", "--steps", "20", "--no-controls"]
+    run(*options, "-o", "whole-{latents}-{k}.st")
+    step, done = Trainee.step, []
+
+    def interrupting(self, x):
+        done.append(1)
+        if len(done) == 30:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, x)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainee, "step", interrupting)
+        assert runner.invoke(app, ["meta", *options, "-o", "cut-{latents}-{k}.st"]).exit_code == 130
+    assert len(list(here.glob("cut-*.ckpt.st"))) == 4
+    run(*options, "-o", "cut-{latents}-{k}.st")
+    for path in here.glob("whole-*"):
+        assert path.read_bytes() == here.joinpath(path.name.replace("whole", "cut")).read_bytes()
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(here: Path) -> None:
+    run("a.st", *SHORT, "-o", "whole.st")
+    killed = f"""
+import os
+from saetool.cli import app
+from saetool.engines.trainee import Trainee
+
+step, done = Trainee.step, []
+def dying(self, x):
+    done.append(1)
+    if len(done) == 60:
+        os._exit(9)
+    return step(self, x)
+
+Trainee.step = dying
+app({["meta", "a.st", *SHORT, "--checkpoint-every", "0", "-o", "cut.st"]})
+"""
+    assert subprocess.run([sys.executable, "-c", killed], capture_output=True, check=False).returncode == 9
+    assert {p.name for p in here.glob("cut*")} == {"cut.st.ckpt.st", "cut.st.random_directions.ckpt.st"}
+    said = run("a.st", *SHORT, "-o", "cut.st")
+    assert "cut.st.random_directions.ckpt.st: resuming at step 19" in said
+    assert Path("cut.st").read_bytes() == Path("whole.st").read_bytes()
+    assert Path("cut.json").read_bytes() == Path("whole.json").read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_the_run_can_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("a.st", *SHORT, "-o", "whole.st")
+    save = sae_files.save
+
+    def full(path: Path, *rest):
+        with container.atomic_file(path) as file:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sae_files, "save", full)
+        result = runner.invoke(app, ["meta", "a.st", *SHORT, "-o", "m.st"])
+    assert result.exit_code == 1
+    assert "saetool meta: m.st: cannot be written (No space left on device)\nhint: free some space" in result.stderr
+    assert not Path("m.st").exists()
+    assert not list(here.glob(".*"))
+    said = run("a.st", *SHORT, "-o", "m.st")
+    assert said.count("resuming at step 40") == 4
+    assert save is sae_files.save
+    assert Path("m.st").read_bytes() == Path("whole.st").read_bytes()
+
+
+def test_a_pipe_gets_the_files_bytes_and_nothing_else(here: Path) -> None:
+    run("a.st", *SHORT, "-o", "m.st")
+    before = sorted(here.iterdir())
+    for extra in ([], ["--json"]):
+        result = runner.invoke(app, ["meta", "a.st", *SHORT, "-o", "-", *extra])
+        assert result.exit_code == 0, result.stderr
+        assert result.stdout_bytes == Path("m.st").read_bytes()
+    read = runner.invoke(app, ["meta", "-", *SHORT, "-o", "-"], input=Path("a.st").read_bytes())
+    assert read.exit_code == 0, read.stderr
+    assert sorted(here.iterdir()) == before
+
+
+def test_json_is_one_record_of_the_recorded_numbers(here: Path) -> None:
+    result = runner.invoke(app, ["meta", "a.st", *SHORT, "--json"])
+    again = runner.invoke(app, ["meta", "a.st", *SHORT, "--json"])
+    assert json.loads(again.stdout) == json.loads(result.stdout)
+    got, payload = json.loads(result.stdout), record()
+    assert (got["kind"], got["path"]) == ("sae", "meta.st")
+    assert got["sha256"] == sae_files.load(Path("meta.st")).sha256
+    assert got["metrics"]["variance_explained"] == payload["variance_explained"]
+    assert got["metrics"]["bars"] == payload["bars"]
+
+
+def test_two_processes_make_what_one_makes(here: Path) -> None:
+    """Under torchrun with gloo: every training of the command joint, one writer, the same to float32 rounding."""
+    options = ["a.st", *SHORT, "--compare", "atoms.st", "--device", "cpu"]
+    run(*options, "-o", "one.st", "--graph", "one.dot")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "saetool"]
+    result = subprocess.run(
+        [*command, "meta", *options, "-o", "two.st", "--graph", "two.dot"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "two.st\n"
+    assert result.stderr.count("2 processes, 120 rows") == 5
+    one, two = sae_files.load(Path("one.st")), sae_files.load(Path("two.st"))
+    assert one.header.key == two.header.key
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"):
+        torch.testing.assert_close(getattr(two.sae, name), getattr(one.sae, name), rtol=1e-2, atol=2e-3)
+    a, b = record("one.json"), record("two.json")
+    for first, second in zip(a["bars"] + a["controls"], b["bars"] + b["controls"], strict=True):
+        assert first["variance_explained"] == pytest.approx(second["variance_explained"], abs=0.01), first["name"]
+    assert Path("two.dot").exists()
+    assert not list(here.glob("*.ckpt.st"))
+
+
 def test_the_log_has_the_meta_sae_and_not_its_controls(here: Path) -> None:
     run("a.st", *SHORT, "--log", "log.jsonl")
     records = container.read_jsonl(Path("log.jsonl"))[1]
@@ -207,6 +355,10 @@ def test_edits_write_an_sae_that_differs_in_those_rows(here: Path) -> None:
     assert after.header.model == before.header.model
     assert [i["role"] for i in after.header.inputs] == ["parent", "meta"]
     assert after.header.config["edited"]["changed"] == 2
+    write_cache(here / "acts")
+    found = json.loads(runner.invoke(app, ["eval", "a.st", "edited.st", "--acts", "acts"]).stdout)["saes"]
+    mse = [one["metrics"]["mse"] for one in found]
+    assert mse[0] != mse[1]
 
 
 def test_graphs_have_an_edge_for_every_weight(here: Path) -> None:
@@ -256,10 +408,18 @@ def test_dry_run_names_the_preset_and_the_grid(here: Path) -> None:
         (["b.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "m.st"], 1, "not the SAE that m.st was made from"),
         (["a.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "b.st"], 1, "does not say what it was made from"),
         (["a.st", "--edit", "1:2=0", "-o", "m.st", "--meta-sae", "m.st"], 1, "m.st: exists"),
+        (["a.st", *SHORT, "-o", "m.st"], 1, "m.st: exists and is not what was asked for (controls"),
+        (["b.st", *SHORT, "--no-controls", "-o", "m.st"], 1, "m.st: exists and is not what was asked for"),
+        (["a.st", *SHORT, "-o", "m.json"], 2, "-o m.json: an SAE and its record NAME.json would be one file"),
+        (["a.st", "--latents", "4,6", "-o", "m.{latents}"], 2, "would be one file"),
+        (["a.st", *SHORT, "-o", "no/m.st"], 1, "no/m.st: its folder no/ does not exist"),
+        (["a.st", *SHORT, "-o", "new.st", "--graph", "no/g.dot"], 1, "no/g.dot: its folder no/ does not exist"),
+        (["a.st", *SHORT, "-o", "new.st", "--graph", "taken.dot"], 1, "taken.dot: exists and is another graph"),
     ],
 )
 def test_bad_input_is_one_line(here: Path, args: list[str], code: int, text: str) -> None:
     save_sae(here / "wide.st", random_sae(d_in=20))
+    (here / "taken.dot").write_text("graph {}")
     if "m.st" in args:
         run("a.st", *SHORT, "--no-controls", "-o", "m.st")
     before = sorted(here.rglob("*"))

@@ -228,6 +228,10 @@ def test_meta_recovers_planted_atoms_and_a_null_parent_explains_less(here: Path)
     explained = payload["variance_explained"]["threshold_mode"]
     assert explained > 0.9
     assert all(c["variance_explained"] < explained - 0.3 for c in payload["controls"])
+    atom_of = found.argmax(1).tolist()
+    parts = payload["decompositions"]["indices"]
+    right = [{atom_of[j] for j in part} == set(pair) for part, pair in zip(parts, pairs.tolist(), strict=True)]
+    assert sum(right) > 0.9 * len(right)
 
 
 def refused(args: list[str], code: int, text: str) -> None:

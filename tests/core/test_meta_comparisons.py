@@ -57,6 +57,20 @@ def test_pca_is_the_truncated_svd_about_the_mean() -> None:
     assert torch.allclose(baselines.pca(rows, 3).double(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("c", [0.9, 0.5, 0.2])
+def test_other_directions_at_cosine_c_explain_2c_minus_1_of_what_the_meta_sae_does(c: float) -> None:
+    """Orthonormal d_j at cosine c to d'_j, nothing else in common: Σ z² (1 − 2c + 1) of Σ z² is left, not Σ z² (1 − 1).
+
+    So decoder rows replaced at a cosine below 1/2 explain less than predicting zero (the untuned bars of Fig. 20).
+    """
+    atoms = torch.linalg.qr(torch.randn(12, 12, generator=generator())).Q
+    rows = torch.cat([atoms[:6], -atoms[:6]])  # the mean row is 0; the negative half is explained by nothing
+    sae = dictionary_sae(atoms[:6])
+    other = meta.with_decoder(sae, c * atoms[:6] + (1 - c**2) ** 0.5 * atoms[6:])
+    assert meta.explain(sae, rows).variance_explained == pytest.approx(0.5, abs=1e-6)
+    assert meta.explain(other, rows).variance_explained == pytest.approx(0.5 * (2 * c - 1), abs=1e-6)
+
+
 def test_omp_is_the_textbook_loop() -> None:
     rows, atoms = random_rows(20, 12), random_rows(30, 12, seed=1)
     mean = rows.double().mean(0)
