@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from saetool.core import sparse
+from saetool.core.cosines import max_cosines
 from saetool.core.effects import (
     Cumulative,
     FiringErrors,
@@ -34,7 +35,7 @@ from saetool.core.interpolation import Curve, DataSums, LatentSums, PairSums, cu
 from saetool.core.matching import Matchings, match
 from saetool.core.prediction import Prediction, Roc, predict, roc
 from saetool.core.sae import SAE, require_plain
-from saetool.core.similarity import Similarity, max_cosines, random_directions, shuffled_coordinates, similarity
+from saetool.core.similarity import Similarity, random_directions, shuffled_coordinates, similarity
 from saetool.core.stitch import Deltas, Partition, Path, partition, path
 from saetool.engines.reader import Reader
 
