@@ -229,6 +229,24 @@ def test_the_record_holds_what_the_activations_say():
     assert matrix[0][1] == pytest.approx(float(truth), rel=1e-5)
 
 
+def test_the_table_shows_what_the_record_holds():
+    result = saetool("stitch", "a.st", "b.st", "--theta", 0.5, "--acts", "acts")
+    [pair] = json.loads(result.stdout)["pairs"]
+    shown = dict(
+        line.split("\t", 1) for line in result.stderr.splitlines() if line.count("\t") == 1 and line[0] != "\t"
+    )
+    alive, (small, large) = pair["data"]["alive"], pair["largest_components"][0]
+    assert shown["novel"] == f"{pair['novel']} ({100 * pair['novel_share']:.1f}%)"
+    assert shown["novel, of those that fire"] == f"{alive['novel']} ({100 * alive['novel_share']:.1f}%)"
+    assert shown["largest component"] == f"{small}→{large}"
+    cosines = ", ".join(f"{pair['max_cosine'][name]:.3f}" for name in ("mean", "median", "sd"))
+    assert shown["max cosine: mean, median, sd"] == cosines
+    swept = {entry["theta"]: f"{100 * entry['novel_share']:.1f}%" for entry in pair["sweep"]}
+    line = ", ".join(swept[theta] for theta in (0.1, 0.3, 0.5, 0.7, 0.9))
+    assert shown["novel share at theta 0.1, 0.3, 0.5, 0.7, 0.9"] == line
+    assert swept[0.5] == f"{100 * pair['novel_share']:.1f}%"
+
+
 def test_the_model_may_be_run_at_points_of_the_path(tiny_model_dir):
     made = saetool(
         "cache", _text(), "--model", tiny_model_dir, "--ctx-len", 32, "--hook", "blocks.1.hook_resid_post", "-o", "real"
