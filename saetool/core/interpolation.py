@@ -10,7 +10,7 @@ With u_S = x − b0 − Σ_{l ∈ S} z_l d_l for a set S of included latents, an
 
 so each sum over tokens belongs to a latent or to a pair of latents that fire together, and along a path it counts in
 the states where the latent, or both latents, are included: running sums give every state exactly, in float64.
-The pairs are products of sparse matrices: about 5 ns for each pair of latents that fire on the same token. Walking the
+The pairs are products of sparse matrices: 5 to 15 ns for each pair of latents that fire on the same token. Walking the
 tokens with a running residual instead (tried first) takes 1 to 2 µs for each firing at d = 576, on the same core, and
 a walk for each order; so it wins only above several hundred active latents a token. C is never held whole.
 """
