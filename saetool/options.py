@@ -40,6 +40,17 @@ Device = Annotated[
     typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", envvar="SAETOOL_DEVICE", rich_help_panel=RUN),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice of this command.", rich_help_panel=RUN)]
+CrossEntropy = Annotated[
+    bool, typer.Option("--ce", help="Also cross-entropy and KL with x̂ in the model's place (runs the model).")
+]
+CEModel = Annotated[
+    str | None,
+    typer.Option("--model", help="The model for --ce; implies it.", show_default="the one the cache was made with"),
+]
+CETokens = Annotated[
+    str, typer.Option("--ce-tokens", help="Tokens for the cross-entropies, evenly spaced over the split.")
+]
+CEDtype = Annotated[str, typer.Option("--dtype", help="Of the model in --ce: bf16 or fp32.")]
 Resume = Annotated[
     bool,
     typer.Option("--resume/--no-resume", help="Continue work that was interrupted.", rich_help_panel=RUN),

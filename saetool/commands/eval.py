@@ -13,7 +13,20 @@ from saetool.commands.checks import check_encodes, check_one_stdin, check_site, 
 from saetool.config import DTYPES, EvalConfig
 from saetool.console import Console
 from saetool.errors import ConfigError
-from saetool.options import DebugFlag, Device, DryRun, Json, Overwrite, Quiet, parse_count, resolve_device
+from saetool.options import (
+    CEDtype,
+    CEModel,
+    CETokens,
+    CrossEntropy,
+    DebugFlag,
+    Device,
+    DryRun,
+    Json,
+    Overwrite,
+    Quiet,
+    parse_count,
+    resolve_device,
+)
 
 if TYPE_CHECKING:
     from saetool.artifacts.sae import SAEFile
@@ -36,18 +49,11 @@ def eval_(
     by: Annotated[
         list[str] | None, typer.Option(help="Also by position in the context, or by token: position, token.")
     ] = None,
-    ce: Annotated[
-        bool, typer.Option("--ce", help="Also cross-entropy and KL with x̂ in the model's place (runs the model).")
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The model for --ce; implies it.", show_default="the one the cache was made with"),
-    ] = None,
-    ce_tokens: Annotated[str, typer.Option(help="Tokens for the cross-entropies, evenly spaced over the split.")] = str(
-        EvalConfig.ce_tokens
-    ),
+    ce: CrossEntropy = False,
+    model: CEModel = None,
+    ce_tokens: CETokens = str(EvalConfig.ce_tokens),
     batch_size: Annotated[int, typer.Option(help="Tokens per batch; changes no result.")] = EvalConfig.batch_size,
-    dtype: Annotated[str, typer.Option(help="Of the model in --ce: bf16 or fp32.")] = EvalConfig.dtype,
+    dtype: CEDtype = EvalConfig.dtype,
     out: Annotated[Path, typer.Option("-o", "--out", help="The JSON record.", show_default="standard output")] = Path(
         "-"
     ),
@@ -72,8 +78,6 @@ def eval_(
     for file in files:
         check_site(file, cache, console)
         check_encodes(file, "evaluate")
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
     if batch_size < 1:
         raise ConfigError(f"--batch-size {batch_size}: must be positive")
     breakdowns = sorted(set(by or []))
@@ -83,7 +87,7 @@ def eval_(
     with_ce = ce or model is not None
     options: dict[str, Any] = {"split": split, "tokens": limit, "by": breakdowns}
     if with_ce:
-        options |= {"ce_tokens": parse_count(ce_tokens, "--ce-tokens"), "model": model, "dtype": DTYPES[dtype]}
+        options |= ce_options(ce_tokens, model, dtype)
     plan = h.Plan(
         "eval",
         h.EVAL,
@@ -110,6 +114,13 @@ def eval_(
     _table(console, payload)
     _warnings(console, cache, payload)
     console.emit(header, out, sha256, {"saes": len(files), "n_tokens": payload["n_tokens"]})
+
+
+def ce_options(ce_tokens: str, model: str | None, dtype: str) -> dict[str, Any]:
+    """The options of --ce, as they go into a plan. Raises ``ConfigError`` for those that mean nothing."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
+    return {"ce_tokens": parse_count(ce_tokens, "--ce-tokens"), "model": model, "dtype": DTYPES[dtype]}
 
 
 def _reconstructions(

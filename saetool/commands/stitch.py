@@ -10,14 +10,28 @@ from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_encodes, check_site, check_split
-from saetool.commands.eval import model_name
+from saetool.commands.eval import ce_options, model_name
 from saetool.commands.stitch_inputs import Look, check_ladder, check_mergeable, check_options, check_take, listed, look
 from saetool.commands.stitch_run import Settings, cross_entropies, jobs_of, measured, write_stitched
 from saetool.commands.stitch_table import show, warn
-from saetool.config import DTYPES, EvalConfig, StitchConfig
+from saetool.config import EvalConfig, StitchConfig
 from saetool.console import Console
 from saetool.errors import ConfigError
-from saetool.options import DebugFlag, Device, DryRun, Json, Overwrite, Quiet, Seed, parse_count, resolve_device
+from saetool.options import (
+    CEDtype,
+    CEModel,
+    CETokens,
+    CrossEntropy,
+    DebugFlag,
+    Device,
+    DryRun,
+    Json,
+    Overwrite,
+    Quiet,
+    Seed,
+    parse_count,
+    resolve_device,
+)
 
 _STDOUT = Path("-")
 
@@ -55,17 +69,10 @@ def stitch(
             show_default=f"SAEs of one width up to {StitchConfig.match_up_to}",
         ),
     ] = None,
-    ce: Annotated[
-        bool, typer.Option("--ce", help="Also cross-entropy and KL at points of the path (runs the model).")
-    ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The model for --ce; implies it.", show_default="the one the cache was made with"),
-    ] = None,
-    ce_tokens: Annotated[str, typer.Option(help="Tokens for the cross-entropies, evenly spaced over the split.")] = str(
-        EvalConfig.ce_tokens
-    ),
-    dtype: Annotated[str, typer.Option(help="Of the model in --ce: bf16 or fp32.")] = EvalConfig.dtype,
+    ce: CrossEntropy = False,
+    model: CEModel = None,
+    ce_tokens: CETokens = str(EvalConfig.ce_tokens),
+    dtype: CEDtype = EvalConfig.dtype,
     take: Annotated[
         str | None,
         typer.Option(
@@ -112,9 +119,7 @@ def stitch(
     options: dict[str, Any] = {"theta": theta, "order": order, "bias": bias, "split": split, "tokens": limit}
     options |= {"seed": seed, "match": match, "take": chosen}
     if with_ce:
-        if dtype not in DTYPES:
-            raise ConfigError(f"--dtype {dtype}: unknown", f"one of {', '.join(DTYPES)}")
-        options |= {"ce_tokens": parse_count(ce_tokens, "--ce-tokens"), "model": model, "dtype": DTYPES[dtype]}
+        options |= ce_options(ce_tokens, model, dtype)
     plan = _plan(inputs, cache, options)
     if dry_run:
         rows = None if cache is None else min(limit or cache.rows(split), cache.rows(split))

@@ -6,6 +6,8 @@ from saetool.console import Console
 
 GIANT = 0.2
 """Share of all latents in components from which one component is called giant."""
+SHOWN = 2
+"""Of the sweep's cut-offs every second is shown; all are in the record."""
 
 
 def warn(console: Console, theta: float, pairs: list[dict[str, Any]]) -> None:
@@ -26,19 +28,25 @@ def show(console: Console, theta: float, pairs: list[dict[str, Any]]) -> None:
     def row(name: str, *cells: str) -> None:
         rows.append([name, *cells])
 
+    data = [p["data"] for p in pairs]
     row("latents", *(f"{p['n_small']} → {p['n_large']}" for p in pairs))
     row("novel", *(f"{p['novel']} ({_percent(p['novel_share'])})" for p in pairs))
     row("reconstruction", *(f"{p['reconstruction']} ({_percent(p['reconstruction_share'])})" for p in pairs))
-    row("  the same for random directions", *(_percent(p["null"]["reconstruction_share"]) for p in pairs))
-    row("  for shuffled coordinates", *(_percent(p["null_shuffled"]["reconstruction_share"]) for p in pairs))
+    if data[0] is not None:
+        row(
+            "novel, of those that fire", *(f"{d['alive']['novel']} ({_share(d['alive']['novel_share'])})" for d in data)
+        )
+    row(f"novel share at theta {_thetas(pairs)}", *(_sweep(p["sweep"]) for p in pairs))
+    row("reconstruction share of random directions", *(_percent(p["null"]["reconstruction_share"]) for p in pairs))
+    row("  of shuffled coordinates", *(_percent(p["null_shuffled"]["reconstruction_share"]) for p in pairs))
     row("unmatched small latents", *(str(p["unmatched_small"]) for p in pairs))
     row("components", *(str(p["components"]) for p in pairs))
     row("most common shapes", *(_shapes(p["component_shapes"]) for p in pairs))
-    row("median max cosine", *(f"{p['max_cosine']['median']:.3f}" for p in pairs))
+    row("largest component", *(_largest(p["largest_components"]) for p in pairs))
+    row("max cosine: mean, median, sd", *(_summary(p["max_cosine"]) for p in pairs))
     if any(p["matching"] for p in pairs):
         row("shared one to one: decoder, encoder, both", *(_matching(p["matching"]) for p in pairs))
         row("mean decoder cosine of matched", *(_mean_matched(p["matching"]) for p in pairs))
-    data = [p["data"] for p in pairs]
     if data[0] is not None:
         row("mse", *(f"{d['mse_small']:.4g} → {d['mse_large']:.4g}" for d in data))
         row("L0", *(f"{d['l0_small']:.1f} → {d['l0_large']:.1f}" for d in data))
@@ -66,6 +74,27 @@ def show(console: Console, theta: float, pairs: list[dict[str, Any]]) -> None:
 def _shapes(shapes: list[list[int]]) -> str:
     """1→1 ×605, …: the three most common."""
     return ", ".join(f"{a}→{b} ×{n}" for a, b, n in shapes[:3]) or "none"
+
+
+def _largest(sizes: list[list[int]]) -> str:
+    """Small and large members of the largest component."""
+    return f"{sizes[0][0]}→{sizes[0][1]}" if sizes else "none"
+
+
+def _summary(found: dict[str, Any]) -> str:
+    return ", ".join(f"{found[name]:.3f}" for name in ("mean", "median", "sd"))
+
+
+def _thetas(pairs: list[dict[str, Any]]) -> str:
+    return ", ".join(str(entry["theta"]) for entry in pairs[0]["sweep"][::SHOWN])
+
+
+def _sweep(sweep: list[dict[str, Any]]) -> str:
+    return ", ".join(_percent(entry["novel_share"]) for entry in sweep[::SHOWN])
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else _percent(value)
 
 
 def _matching(found: dict[str, Any] | None) -> str:

@@ -14,9 +14,10 @@ from saetool.config import TrainConfig
 from saetool.core import meta as core
 from saetool.core import meta_baselines as baselines
 from saetool.core import sparse
+from saetool.core.cosines import max_cosine_to_others, max_cosines
 from saetool.core.meta_edges import shared_edges
 from saetool.core.sae import SAE, unit_rows
-from saetool.core.similarity import max_cosine_to_others, max_cosines, random_directions
+from saetool.core.similarity import random_directions
 from saetool.engines.meta import Trained
 
 STRONGEST = 10

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from saetool.core import sparse
+from saetool.core.cosines import max_cosines
 from saetool.core.effects import (
     Cumulative,
     FiringErrors,
@@ -34,12 +35,12 @@ from saetool.core.interpolation import Curve, DataSums, LatentSums, PairSums, cu
 from saetool.core.matching import Matchings, match
 from saetool.core.prediction import Prediction, Roc, predict, roc
 from saetool.core.sae import SAE, require_plain
-from saetool.core.similarity import Similarity, max_cosines, random_directions, shuffled_coordinates, similarity
+from saetool.core.similarity import Similarity, random_directions, shuffled_coordinates, similarity
 from saetool.core.stitch import Deltas, Partition, Path, partition, path
 from saetool.engines.reader import Reader
 
 _BATCH, _ENTRIES = 4096, 33_554_432
-"""Tokens encoded at once, and the most entries of one batch's activations (128 MB)."""
+"""Tokens encoded at once, and the most entries of one batch's activations where they are multiplied out (128 MB)."""
 _HELD = 24_000_000
 """Activations (12 bytes each) held before their pairs are counted; counting has a cost of its own in n_latents²."""
 
@@ -181,13 +182,15 @@ def measure(
     pairs = [PairSums(latents[j.small], latents[j.large], j.path, j.parts, j.found.nearest, j.ranks) for j in jobs]
     where_firing = [FiringErrors(len(latents[j.large].W_dec)) for j in jobs]
     held: list[list[csr_array]] = [[] for _ in saes]
-    size = max(min(_BATCH, _ENTRIES // max(sae.d_sae for sae in saes)), 1)
+    encoders = [sparse.rows_of(sae) for sae in saes]
+    dense = [sae.d_sae for sae, encoder in zip(saes, encoders, strict=True) if encoder is None]
+    size = max(min(_BATCH, _ENTRIES // max(dense, default=1)), 1)
     for x in reader.sequential(size, limit):
         centred = x.cpu().double() - reference
         data.add(centred)
         errors = []
-        for sae, sums, mine in zip(saes, latents, held, strict=True):
-            mine.append(firings(sparse.encode(sae, x)))
+        for sae, encoder, sums, mine in zip(saes, encoders, latents, held, strict=True):
+            mine.append(firings(sparse.encode(sae, x, encoder)))
             errors.append(sums.add(mine[-1], centred))
         for j, firing in zip(jobs, where_firing, strict=True):
             firing.add(held[j.large][-1], errors[j.small], errors[j.large])

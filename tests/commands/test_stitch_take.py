@@ -95,6 +95,22 @@ def test_each_latent_of_a_list_keeps_its_decoder_row_and_its_origin():
     assert (code, "latents input changed" in line) == (1, True)
 
 
+def test_a_list_of_the_latents_of_a_step_evaluates_to_the_numbers_of_that_step():
+    """The latents of a step, read from its provenance, listed one a line."""
+    options = ["--theta", 0.4, "--acts", "acts"]
+    [pair] = record("a.st", "b.st", *options)["pairs"]
+    way = pair["data"]["path"]
+    step = way["n_add_steps"] + way["n_swap_steps"] // 2
+    assert saetool("stitch", "a.st", "b.st", "--theta", 0.4, "-o", "p.st", "--take", f"path:{step}").exit_code == 0
+    made = sae_files.load(Path("p.st")).header.config["stitched"]
+    side = [{"a.st": "small", "b.st": "large"}[source["name"]] for source in made["sources"]]
+    lines = [f"{side[n]} {first}-{first + count - 1}" for n, first, count in made["latents"]]
+    Path("list.txt").write_text("\n".join(lines))
+    assert saetool("stitch", "a.st", "b.st", "-o", "t.st", "--take", "@list.txt").exit_code == 0
+    assert own_numbers("t.st") == pytest.approx((way["mse"][step], way["l0"][step]), rel=1e-5)
+    assert torch.equal(sae("t.st").W_dec, sae("p.st").W_dec)
+
+
 def test_provenance_survives_a_threshold_and_is_looked_through_when_stitched_again():
     Path("list.txt").write_text("small 2-4\nlarge 7\n")
     saetool("stitch", "a.st", "b.st", "-o", "t.st", "--take", "@list.txt")
@@ -211,6 +227,24 @@ def test_the_record_holds_what_the_activations_say():
     exchanged = replace(sae("a.st"), b_dec=sae("b.st").b_dec)
     truth = (x - exchanged.decode(sae("a.st").encode(x))).square().sum(1).mean()
     assert matrix[0][1] == pytest.approx(float(truth), rel=1e-5)
+
+
+def test_the_table_shows_what_the_record_holds():
+    result = saetool("stitch", "a.st", "b.st", "--theta", 0.5, "--acts", "acts")
+    [pair] = json.loads(result.stdout)["pairs"]
+    shown = dict(
+        line.split("\t", 1) for line in result.stderr.splitlines() if line.count("\t") == 1 and line[0] != "\t"
+    )
+    alive, (small, large) = pair["data"]["alive"], pair["largest_components"][0]
+    assert shown["novel"] == f"{pair['novel']} ({100 * pair['novel_share']:.1f}%)"
+    assert shown["novel, of those that fire"] == f"{alive['novel']} ({100 * alive['novel_share']:.1f}%)"
+    assert shown["largest component"] == f"{small}→{large}"
+    cosines = ", ".join(f"{pair['max_cosine'][name]:.3f}" for name in ("mean", "median", "sd"))
+    assert shown["max cosine: mean, median, sd"] == cosines
+    swept = {entry["theta"]: f"{100 * entry['novel_share']:.1f}%" for entry in pair["sweep"]}
+    line = ", ".join(swept[theta] for theta in (0.1, 0.3, 0.5, 0.7, 0.9))
+    assert shown["novel share at theta 0.1, 0.3, 0.5, 0.7, 0.9"] == line
+    assert swept[0.5] == f"{100 * pair['novel_share']:.1f}%"
 
 
 def test_the_model_may_be_run_at_points_of_the_path(tiny_model_dir):

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from saetool.core import interpolation
 from saetool.core import similarity as similarity_module
+from saetool.core.cosines import max_cosines
 from saetool.core.prediction import predict
 from saetool.core.sae import SAE, unit_rows
-from saetool.core.similarity import max_cosines, random_directions, shuffled_coordinates, similarity
+from saetool.core.similarity import random_directions, shuffled_coordinates, similarity
 from saetool.core.stitch import BIASES, ORDERS, Deltas, Included, partition, path, stitched
 from saetool.engines import stitch as engine
 from saetool.engines.reader import Reader
@@ -131,6 +132,37 @@ def test_cosines_in_blocks_equal_the_whole_matrix(block):
     where = (whole >= 0.3).nonzero()
     assert torch.equal(torch.stack([found.edges.large, found.edges.small], dim=1), where)
     torch.testing.assert_close(found.edges.cosine, whole[where[:, 0], where[:, 1]], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "float32", "screened"])
+@pytest.mark.parametrize("cutoffs", [(0.15, 0.3), (0.5, 0.9)], ids=["most rows have a pair", "most rows have none"])
+def test_every_kernel_finds_the_maxima_edges_and_components_of_float64(kernels, cutoffs, monkeypatch):
+    monkeypatch.setenv("SAETOOL_KERNELS", kernels)
+    small, large = random_sae(150, 64, seed=1).W_dec, random_sae(400, 64, seed=2).W_dec
+    large[:90] = small[:90] + 0.1 * large[:90]
+    small[7], large[[3, 250]] = 0, 0
+    found = similarity(small, large, 0.6, cutoffs, block=90)
+    whole = unit_rows(large.double()) @ unit_rows(small.double()).T
+    whole[:, 7], whole[[3, 250]] = -torch.inf, -torch.inf
+    alive = torch.ones(400, dtype=torch.bool).index_fill(0, torch.tensor([3, 250]), False)
+    torch.testing.assert_close(found.max_cosine[alive], whole.amax(1)[alive], rtol=0, atol=1e-15)
+    torch.testing.assert_close(found.max_cosine_of_small.nan_to_num(nan=-torch.inf), whole.amax(0), rtol=0, atol=1e-15)
+    assert torch.equal(found.nearest, torch.where(alive, whole.argmax(1), -1))
+    assert torch.equal(torch.stack([found.edges.large, found.edges.small], dim=1), (whole >= 0.6).nonzero())
+    for theta in (0.6, *cutoffs):
+        assert torch.equal(partition(found, theta).novel, alive & (whole.amax(1) < theta))
+
+
+@pytest.mark.parametrize("crowded", [0.0, 1.0])
+def test_maxima_are_right_where_the_floor_rose_between_two_blocks(crowded, monkeypatch):
+    monkeypatch.setattr(similarity_module, "MAX_EDGES", 40)
+    small, large = random_sae(12, seed=3).W_dec, random_sae(60, seed=4).W_dec
+    monkeypatch.setattr(similarity_module, "_CROWDED", crowded)
+    found = similarity(small, large, 0.85, (0.1, 0.3), block=6)
+    assert set(found.labels) == {0.85}
+    whole = unit_rows(large.double()) @ unit_rows(small.double()).T
+    torch.testing.assert_close(found.max_cosine_of_small, whole.amax(0), rtol=0, atol=1e-15)
+    torch.testing.assert_close(found.max_cosine, whole.amax(1), rtol=0, atol=1e-15)
 
 
 def naive_components(small: Tensor, large: Tensor, theta: float) -> set[frozenset[int]]:
