@@ -102,11 +102,16 @@ def autointerp(
         float, typer.Option(help="Fail if more of a latent's windows get no answer.", rich_help_panel=SCORE)
     ] = Defaults.max_missing,
     labels: Annotated[
-        Path | None, typer.Option(help="Explanations of the parent's latents (.jsonl).", rich_help_panel=META)
+        list[Path] | None,
+        typer.Option(help="Explanations of a parent's latents (.jsonl); once a parent.", rich_help_panel=META),
     ] = None,
     parent: Annotated[
-        Path | None,
-        typer.Option(help="The SAE that the meta-SAE was made from.", show_default="beside it", rich_help_panel=META),
+        list[Path] | None,
+        typer.Option(
+            help="An SAE that the meta-SAE was made from; once a parent.",
+            show_default="beside it",
+            rich_help_panel=META,
+        ),
     ] = None,
     n_options: Annotated[
         int, typer.Option(help="Options per question of multiple choice and intruder test.", rich_help_panel=META)
@@ -244,13 +249,13 @@ def autointerp(
         for name, value in (("--acts", acts), ("--explanations", explanations), ("--export", export)):
             if value is not None:
                 raise ConfigError(f"{sae}: is a meta-SAE, which reads decoder rows and no {name}", f"leave {name} out")
-        if labels is None:
+        if not labels:
             raise ConfigError(
                 f"{sae}: is a meta-SAE: its labels are made from its parent's", "pass --labels BASE.jsonl"
             )
-        autointerp_meta.run(job, labels, parent or sae.with_name(autointerp_meta.parent_input(file)["name"]))
+        autointerp_meta.run(job, sae, labels, parent or [])
         return
     for name, value in (("--labels", labels), ("--parent", parent)):
-        if value is not None:
+        if value:
             raise ConfigError(f"{name}: {sae} is no meta-SAE", "they are made by: saetool meta")
     autointerp_run.run(job, acts or Path("acts"))

@@ -1,14 +1,17 @@
 """Descriptions that are given, to be scored: ours, Neuronpedia's, another tool's, or written by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.commands.autointerp_job import Job
 from saetool.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
+    from saetool.engines.autointerp import Explained
     from saetool.engines.explanations import Strings
     from saetool.engines.judges import Explanation
 
@@ -71,3 +74,23 @@ def explanation(latent: int, record: dict[str, Any], strings: "Strings", path: P
             'pass a --backend, or write: " Einstein" 10; after "Al": "bert" 4',
         )
     return Explanation(record["description"], table)
+
+
+def attach(
+    job: Job, found: "list[Explained]", given: dict[int, dict[str, Any]], strings: "Strings"
+) -> "list[Explained]":
+    """The latents ``found`` with the descriptions that are ``given``."""
+    assert job.explanations is not None
+    missing = [e.latent for e in found if e.reason is None and e.latent not in given]
+    if missing:
+        raise ConfigError(
+            f"{job.explanations}: has no description of latent {missing[0]} ({len(missing)} missing)",
+            "leave --latents out: the latents described are scored",
+        )
+    path, offline = job.explanations, job.backend.offline
+    return [
+        e
+        if e.reason
+        else dataclasses.replace(e, explanation=explanation(e.latent, given[e.latent], strings, path, offline))
+        for e in found
+    ]

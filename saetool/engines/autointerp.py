@@ -16,7 +16,7 @@ from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
 from saetool.engines import firings, prompts, windows
 from saetool.engines.activations import Activations
-from saetool.engines.calls import Caller, Missing, Stopped
+from saetool.engines.calls import Caller, Missing, Stopped, each
 from saetool.engines.firings import Advance, Firing
 from saetool.engines.judges import Explanation, Judge
 from saetool.engines.windows import Parts, Text, Windows
@@ -136,6 +136,26 @@ def explain_latent(
     scale = float(shown.acts.max())
     table = ngram.build(shown.tokens, shown.acts, shown.lengths, config.table_size, scale)
     return Explained(firing.latent, None, *facts, scale=scale, table=table, windows=drawn)
+
+
+async def describe_all(
+    found: Sequence[Explained],
+    caller: Caller,
+    judge: Judge,
+    string: Callable[[int], str],
+    config: AutointerpConfig,
+    width: int,
+    advance: Callable[[], object],
+) -> list[Explained]:
+    """Every latent that has windows with a description by a language model, ``width`` at a time."""
+
+    async def one(latent: Explained) -> Explained:
+        done = await describe(latent, caller, judge, string, config)
+        advance()
+        return done
+
+    described = {e.latent: e for e in await each((e for e in found if e.reason is None), one, width)}
+    return [described.get(e.latent, e) for e in found]
 
 
 async def describe(

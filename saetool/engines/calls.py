@@ -59,7 +59,7 @@ class Usage:
 class Caller:
     """Asks ``client`` what ``store`` does not know yet (None: nothing is kept).
 
-    ``stopped`` is asked before each call; ``log`` is told of each failure; ``advance`` of each question answered.
+    ``stopped`` is asked before each call; ``log`` is told of each failure.
     """
 
     def __init__(
@@ -72,7 +72,6 @@ class Caller:
         only_kept: bool = False,
         stopped: Callable[[], bool] = lambda: False,
         log: Callable[[dict[str, Any]], object] = lambda record: None,
-        advance: Callable[[], object] = lambda: None,
     ) -> None:
         self.client = client
         self.usage = Usage() if usage is None else usage
@@ -81,7 +80,6 @@ class Caller:
         self._only_kept = only_kept
         self._stopped = stopped
         self._log = log
-        self._advance = advance
         self._reserved = 0.0
         self._failures_in_a_row = 0
         self.out_of_budget: str | None = None
@@ -107,8 +105,6 @@ class Caller:
                 raise Missing(UNPARSABLE) from None
         except CallFailed:
             raise Missing(BACKEND) from None
-        finally:
-            self._advance()
 
     def _failed(self, kind: str, why: str) -> None:
         self.usage.failures[kind] += 1
