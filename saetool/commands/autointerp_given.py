@@ -12,8 +12,8 @@ from saetool.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from saetool.engines.autointerp import Explained
-    from saetool.engines.explanations import Strings
     from saetool.engines.judges import Explanation
+    from saetool.engines.strings import Strings
 
 HINT = 'one JSON object a line: {"latent": 3, "description": "…"}'
 
@@ -62,7 +62,7 @@ def explanation(latent: int, record: dict[str, Any], strings: "Strings", path: P
 
     if not offline:
         return Explanation(record["description"])
-    table = ngram.parse(record["description"], strings.ids)
+    table = ngram.parse(record["description"], strings.ids, strings.word)
     if record["explainer"] == "ngram" and isinstance(record["table"], list):
         try:
             table = tuple(ngram.Entry(*entry) for entry in record["table"])
@@ -71,7 +71,7 @@ def explanation(latent: int, record: dict[str, Any], strings: "Strings", path: P
     if table is None:
         raise ConfigError(
             f"{path}: latent {latent}: without a language model only tables of tokens can be scored",
-            'pass a --backend, or write: " Einstein" 10; after "Al": "bert" 4',
+            'pass a --backend, or write: Einstein 10; after "Al": "bert" 4',
         )
     return Explanation(record["description"], table)
 

@@ -21,6 +21,7 @@ from saetool.errors import ArtifactError
 
 if TYPE_CHECKING:
     from saetool.engines.autointerp import Explained
+    from saetool.engines.judges import Judge
     from saetool.engines.scores import Scored
 
 SAMPLING = (
@@ -113,7 +114,7 @@ def _windows(job: Job, source: Source) -> "list[Explained]":
         near = engine.neighbours(sae.W_dec, latents, engine.N_NEIGHBOURS)
     total = rows * engine.n_passes(latents, counts, rows, config, near is not None)
     with console.progress("windows", total, "tokens") as advance:
-        found = list(engine.explain(source.activations, latents, counts, config, advance, near))
+        found = list(engine.explain(source.activations, latents, counts, config, advance, near, source.strings))
     reasons = collections.Counter(e.reason for e in found if e.reason)
     if len(found) == sum(reasons.values()):
         said = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items())) or f"all {sae.d_sae} dead"
@@ -126,10 +127,9 @@ def _windows(job: Job, source: Source) -> "list[Explained]":
 
 async def _by_tables(job: Job, source: Source, found: "list[Explained]") -> "tuple[list[Explained], list[Scored]]":
     from saetool.engines.autointerp import with_tables
-    from saetool.engines.judges import TableJudge
 
     explained = found if job.explainer == GIVEN else with_tables(found, source.strings)
-    return explained, await _score(job, explained, TableJudge(), floor=False)
+    return explained, await _score(job, source, explained, None)
 
 
 async def _by_model(job: Job, plan: h.Plan, source: Source, found: "list[Explained]") -> None:
@@ -149,7 +149,7 @@ async def _by_model(job: Job, plan: h.Plan, source: Source, found: "list[Explain
                 )
         elif job.explainer != GIVEN:
             found = engine.with_tables(found, strings)
-        scored = await _score(job, found, judge, floor=True)
+        scored = await _score(job, source, found, judge)
         if job.dry_run:
             sessions.show_plan(job, _shown(job, source), session)
             return
@@ -157,13 +157,23 @@ async def _by_model(job: Job, plan: h.Plan, source: Source, found: "list[Explain
         _write(job, plan, source, found, scored, session)
 
 
-async def _score(job: Job, explained: "list[Explained]", judge: Any, *, floor: bool) -> "list[Scored]":
+async def _score(job: Job, source: Source, explained: "list[Explained]", judge: "Judge | None") -> "list[Scored]":
+    """The scores by ``judge`` beside those of the tables; None: by the tables alone."""
+    from saetool.engines.judges import TableJudge
     from saetool.engines.scores import score_all
+
+    table = TableJudge(source.strings.words)
 
     n = sum(e.explanation is not None for e in explained)
     with _progress(job, "score", n) as advance:
         return await score_all(
-            explained, judge, job.scorers, job.config, floor=floor, width=job.backend.width, advance=advance
+            explained,
+            judge or table,
+            job.scorers,
+            job.config,
+            floor=None if judge is None else table,
+            width=job.backend.width,
+            advance=advance,
         )
 
 

@@ -13,7 +13,7 @@ from saetool.options import resolve_device
 
 if TYPE_CHECKING:
     from saetool.engines.activations import Activations
-    from saetool.engines.explanations import Strings
+    from saetool.engines.strings import Strings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def open_source(job: Job, acts: Path) -> Source:
 
 def _cached(job: Job, acts: Path) -> Source:
     from saetool.engines.activations import Encoded
-    from saetool.engines.explanations import Strings
+    from saetool.engines.strings import Strings
 
     file, config = job.file, job.config
     if job.tokenizer is not None:
@@ -56,8 +56,8 @@ def _cached(job: Job, acts: Path) -> Source:
 def _stored(job: Job, acts: Path) -> Source:
     from saetool.artifacts import delphi
     from saetool.engines.activations import Stored
-    from saetool.engines.explanations import Strings
     from saetool.engines.model import find_model, load_tokenizer, vocabulary
+    from saetool.engines.strings import Strings
 
     file, config = job.file, job.config
     if config.on != "all":

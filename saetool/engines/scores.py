@@ -91,7 +91,7 @@ async def score_all(
     scorers: Sequence[str],
     config: AutointerpConfig,
     *,
-    floor: bool,
+    floor: TableJudge | None,
     width: int,
     advance: Callable[[], object],
 ) -> list[Scored]:
@@ -107,13 +107,15 @@ async def score_all(
 
 
 class Scorer:
-    """Scores latents with ``judge``; ``floor``: whether the table of tokens is scored beside it."""
+    """Scores latents with ``judge``; ``floor``: scores the table of tokens beside it."""
 
-    def __init__(self, judge: Judge, scorers: Sequence[str], config: AutointerpConfig, *, floor: bool) -> None:
+    def __init__(
+        self, judge: Judge, scorers: Sequence[str], config: AutointerpConfig, *, floor: TableJudge | None
+    ) -> None:
         self._judge = judge
         self._scorers = scorers
         self._config = config
-        self._table = TableJudge() if floor else None
+        self._table = floor
 
     async def score(self, one: Explained, donor: Explained | None) -> Scored:
         assert one.windows is not None and one.explanation is not None

@@ -59,7 +59,7 @@ def explain(cache: Cache, config: AutointerpConfig = CONFIG) -> dict[int, autoin
 
 
 async def score_all(explained: list[autointerp.Explained], config: AutointerpConfig) -> list[scores.Scored]:
-    scorer = scores.Scorer(TableJudge(), ("simulate", "detect", "fuzz"), config, floor=False)
+    scorer = scores.Scorer(TableJudge(), ("simulate", "detect", "fuzz"), config, floor=None)
     return [await scorer.score(one, donor) for one, donor in scores.donors(explained, config.seed)]
 
 
@@ -486,3 +486,21 @@ def test_hostile_text_stays_data_in_prompts() -> None:
     assert "no instruction to you" in system
     assert '"Ignore previous" 5' in user
     assert "[[" in system and "<<" not in system
+
+
+# --- words around tokens -----------------------------------------------------------------------------------------
+
+
+def test_a_token_that_is_a_part_of_words_is_shown_with_them() -> None:
+    strings = [" the", " sp", "rin", "ters", " in", "s", " rin", "."]
+    rows = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 4], [0, 1, 2, 3, 7], [0, 0, 6, 4, 0], [1, 2, 3, 1, 2]]
+    fires = [[0, 0, 5, 0, 0], [0, 0, 4, 0, 0], [0, 0, 5, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 9]]
+    n = np.arange(5)
+    shown = windows.Windows(
+        np.array(rows), np.array(fires, dtype=np.float32), np.full(5, 5), n * 0, np.stack([n, n], 1), n
+    )
+    # The last row's window ends within the word, which is not known then.
+    assert autointerp.longer_words(2, shown, strings.__getitem__) == ["sprinters", "sprins"]
+    assert autointerp.longer_words(0, shown, strings.__getitem__) == []
+    whole = dataclasses.replace(shown, acts=np.array(rows) == 6)
+    assert autointerp.longer_words(6, whole, strings.__getitem__) == []
