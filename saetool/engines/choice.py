@@ -84,12 +84,14 @@ class Questions:
 def token_tables(tables: Mapping[int, Table], n_parent: int, strings: Mapping[int, str] | None = None) -> Tables:
     """Tables as vectors over tokens: a token's largest strength, with or without a previous token, unit length.
 
-    Without the tokens' ``strings``, tables are compared by tokens alone.
+    Tokens of the same word are one, the first of them. Without the tokens' ``strings``, tables are compared by tokens
+    alone.
     """
     strongest: dict[tuple[int, int], int] = {}
+    same = _same_words(strings or {})
     for latent, table in tables.items():
         for entry in table:
-            place = (latent, entry.token)
+            place = (latent, same.get(entry.token, entry.token))
             strongest[place] = max(strongest.get(place, 0), entry.strength)
     places = [(latent, token, s) for (latent, token), s in strongest.items() if s > 0]
     row, ids, value = (np.array(x, dtype=np.int64) for x in (zip(*places, strict=True) if places else ((), (), ())))
@@ -97,6 +99,13 @@ def token_tables(tables: Mapping[int, Table], n_parent: int, strings: Mapping[in
     matrix = sparse.csr_array((value.astype(np.float64), (row, column)), shape=(n_parent, len(token)))
     spelled = sparse.csr_array(matrix @ _spelling(token, strings)) if strings is not None else matrix
     return Tables(_unit(matrix), token, _unit(spelled), np.unique(row))
+
+
+def _same_words(strings: Mapping[int, str]) -> dict[int, int]:
+    """For each token the first one that is the same word."""
+    ids = sorted(strings)
+    first = ngram.alike([strings[i] for i in ids]).tolist()
+    return {token: ids[i] for token, i in zip(ids, first, strict=True)}
 
 
 def _spelling(token: Int[np.ndarray, " t"], strings: Mapping[int, str]) -> sparse.csr_array:

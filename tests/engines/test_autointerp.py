@@ -504,3 +504,12 @@ def test_a_token_that_is_a_part_of_words_is_shown_with_them() -> None:
     assert autointerp.longer_words(0, shown, strings.__getitem__) == []
     whole = dataclasses.replace(shown, acts=np.array(rows) == 6)
     assert autointerp.longer_words(6, whole, strings.__getitem__) == []
+
+
+def test_a_meta_latents_label_names_a_word_once() -> None:
+    strings = {0: " Bank", 1: "bank", 2: " loan", 3: "s", 4: "S"}
+    tables = {i: (Entry(None, i % 2, 8), Entry(None, 2, 4), Entry(None, 3, 2), Entry(None, 4, 2)) for i in range(6)}
+    z = np.ones((6, 1), dtype=np.float32)
+    (one,) = choice.label(z, choice.token_tables(tables, 6, strings), [0], 10)
+    assert [e.token for e in one.table] == [0, 2, 3, 4]
+    assert one.table[0].strength == 10
