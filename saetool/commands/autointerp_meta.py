@@ -97,6 +97,8 @@ def _labels(job: Job, parents: "Parents", paths: Sequence[Path]) -> "list[Labels
 
     out: list[Labels] = []
     for path in paths:
+        if str(path) == "-":
+            raise ConfigError("--labels -: labels are a file, with their windows beside it", "pass --labels BASE.jsonl")
         header, records = container.read_jsonl(path)
         h.expect(header, h.EXPLANATIONS, str(path), "make them: saetool autointerp PARENT.st -o BASE.jsonl")
         explained = [i["sha256"] for i in header.inputs if i["role"] == "sae"]
@@ -105,7 +107,7 @@ def _labels(job: Job, parents: "Parents", paths: Sequence[Path]) -> "list[Labels
         if not same:
             raise ArtifactError(
                 f"{path}: explains another SAE than {parents.names}, from which {job.file.name} was made",
-                f"make them: saetool autointerp {parents.files[0].name} --latents all -o {path}",
+                f"make them: saetool autointerp {parents.files[0].name} --latents all -o BASE.jsonl",
             )
         parent = (exact or same)[0]
         twice = [other.path for other in out if other.parent == parent]

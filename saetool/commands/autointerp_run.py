@@ -77,14 +77,14 @@ def _plan(job: Job, source: Source) -> h.Plan:
 
 def _shown(job: Job, source: Source) -> dict[str, Any]:
     config = job.config
-    drawn = {"explaining": [config.n_top, config.n_quantile, config.n_random]}
-    drawn |= {"scoring": [config.score_top, config.score_quantile, config.score_random]}
     return {
         "sae": job.file.name,
         "latents": str(job.wanted),
         "rows": source.activations.n_rows,
-        "windows": f"{config.window} tokens, top + quantile + random a latent: {drawn}",
-        "outputs": [str(job.out), str(job.windows_path), *([str(job.export_path)] if job.export_path else [])],
+        "window": f"{config.window} tokens",
+        "explaining": f"{config.n_top} top, {config.n_quantile} quantile, {config.n_random} random windows a latent",
+        "scoring": f"{config.score_top} top, {config.score_quantile} quantile, {config.score_random} random",
+        "outputs": ", ".join(str(path) for path in (job.out, job.windows_path, job.export_path) if path is not None),
     }
 
 
@@ -249,7 +249,7 @@ def _export(job: Job, source: Source, scored: "Sequence[Scored]", session: sessi
     from saetool.engines.exports import neuronpedia
 
     assert job.export_path is not None
-    by = "none" if session is None else session.explain.client.model
+    by = session.explain.client.model if session is not None and job.explainer == LLM else "none"
     lines = neuronpedia(
         scored,
         source.strings,

@@ -31,7 +31,7 @@ def latents(console: Console, counts: dict[str, Any], summary: dict[str, Any]) -
         rows += [
             [f"{what}, mean", shown(s["mean"]) + interval],
             [f"{what}, median; 10% … 90%", f"{shown(s['median'])}; {shown(s['q10'])} … {shown(s['q90'])}"],
-            ["  undefined", f"{s['n_null']} (mean with these as 0: {shown(s['mean_null0'])})"],
+            ["  undefined", f"{s['n_null']}{_why(s)} (mean with these as 0: {shown(s['mean_null0'])})"],
         ]
         if s.get("mean_quantile") is not None:
             rows.append(
@@ -44,6 +44,11 @@ def latents(console: Console, counts: dict[str, Any], summary: dict[str, Any]) -
         if "chance" in s:
             rows.append(["  chance", shown(s["chance"])])
     console.table("scores on held-out windows", ["score", "value"], rows)
+
+
+def _why(s: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in s.get("null_reasons", {}).items())
+    return f": {reasons}" if reasons else ""
 
 
 def choice(console: Console, counts: dict[str, Any], summary: dict[str, Any], offline: bool) -> None:

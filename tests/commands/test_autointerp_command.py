@@ -241,6 +241,13 @@ def test_the_table_on_standard_error_shows_score_and_control(here: Path) -> None
     assert "control" in said
 
 
+def test_why_scores_are_undefined_is_said(here: Path) -> None:
+    never = here / "never.jsonl"
+    never.write_text('{"latent": 2, "description": "\\"no such token\\" 3; \\" w2\\" 0"}\n')
+    files = (here / "sae.st", "--acts", here / "acts", *FAST, "-o", here / "y.jsonl")
+    assert "1: 1 constant_prediction" in ok(*files, "--explanations", never).stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -441,6 +448,7 @@ def test_meta_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     command = meta_command(tmp_path)
     refused(run(command[0], *command[3:]), 2, "pass --labels")
     refused(run(*command, "--acts", tmp_path), 2, "no --acts")
+    refused(run(command[0], "--labels", "-", *command[3:]), 2, "labels are a file")
     refused(run(*command, "--n-options", "61"), 2, "tables of only 60 latents")
     refused(run(*command, "--latents", "8,"), 2, "no latent 8 among 8")
     other = save_sae(tmp_path / "other.st", random_sae())

@@ -513,3 +513,20 @@ def test_a_meta_latents_label_names_a_word_once() -> None:
     (one,) = choice.label(z, choice.token_tables(tables, 6, strings), [0], 10)
     assert [e.token for e in one.table] == [0, 2, 3, 4]
     assert one.table[0].strength == 10
+
+
+def test_the_typical_answer_that_a_dry_run_counts_can_be_read() -> None:
+    """Else it would count second questions that nobody asks."""
+    from saetool.engines import prompts
+
+    for n in (1, 3, 12):
+        shown = [prompts.Excerpt((" a",) * n, (0,) * n)] * 5
+
+        def answered(request: prompts.Request) -> prompts.Reply:
+            return prompts.Reply(request.typical, "stop", 1, 1)
+
+        strengths = prompts.read_strengths(shown)(answered(prompts.simulate("d", shown, 100)))
+        assert [sum(s) for s in strengths] == [8, 0, 0, 0, 0]
+        assert prompts.read_certainties(n)(answered(prompts.judge("d", ["t"] * n, None, 100))) == [0] * n
+        assert prompts.read_answer(n)(answered(prompts.odd_one_out(["t"] * n, 100))) == 0
+        assert prompts.read_description(answered(prompts.explain(shown, 100, 0.0)))
