@@ -7,7 +7,7 @@ import pytest
 
 from saetool.engines.calls import BACKEND, UNPARSABLE, Budget, Caller, Missing, Stopped, each
 from saetool.errors import ArtifactError, BackendError
-from saetool.llm.client import USER, CallFailed, Message, Reply, Request
+from saetool.llm.client import USER, CallFailed, Message, Reply, Request, call_key
 from saetool.llm.rehearsal import Rehearsal
 from saetool.llm.replies import Unreadable
 from saetool.llm.store import CallStore
@@ -72,7 +72,7 @@ def test_a_question_that_differs_at_all_is_another_question(other: dict[str, obj
         client = Scripted("a", "b")
         run(Caller(client, store), ask(), ask(**other))
         assert len(client.asked) == 2
-        assert store.get(client, ask(typical="not part of it")) is not None
+        assert store.get(call_key(client, ask(typical="not part of it"))) is not None
 
 
 def test_an_unusable_answer_is_asked_for_once_more_with_the_reason() -> None:
