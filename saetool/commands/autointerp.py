@@ -204,11 +204,12 @@ def autointerp(
 ) -> None:
     """Explain latents, and score the explanations on documents they were not made from.
 
-    Without a language model an explanation is a table of tokens and of pairs of tokens with strengths from 0 to 10.
-    With a --backend it is a description. Its score is the correlation of predicted and true activations over all
-    tokens of the scoring windows; another latent's explanation on the same windows is the control, and the table of
-    tokens the floor. Keys are read from OPENAI_API_KEY and ANTHROPIC_API_KEY. Answers are kept: an interrupted run
-    goes on where it was. --dry-run says how many calls there will be, how many tokens, and what they cost.
+    Without a language model an explanation is a table of words, tokens (between quotation marks) and pairs of
+    tokens with strengths from 0 to 10. With a --backend it is a description. Its score is the correlation of
+    predicted and true activations over all tokens of the scoring windows; another latent's explanation on the same
+    windows is the control, and the table of tokens the floor. Keys are read from OPENAI_API_KEY and
+    ANTHROPIC_API_KEY. Answers are kept: an interrupted run goes on where it was. --dry-run says how many calls
+    there will be, how many tokens, and what they cost.
 
     A meta-SAE's latents are labelled from the explanations of the latents they are active on, and tested by multiple
     choice: which latent is it, given its meta-latents?

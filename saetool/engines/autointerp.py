@@ -85,9 +85,12 @@ def explain(
 ) -> Iterator[Explained]:
     """Windows and table of each of ``latents``, which fire on ``counts`` rows; all that are asked come out.
 
-    ``near``: the neighbours of each latent, for ``negatives="neighbours"``. ``strings``: of all tokens; without
-    them, no two are the same word. ``advance`` is told of every row read: once
-    per group of latents whose activations fit in memory.
+    ``near``: the neighbours of each latent, for ``negatives="neighbours"``. ``strings``: of all tokens; without them,
+    no two are the same word. ``advance`` is told of every row read: once per group of latents whose activations fit
+    in memory.
+
+    In memory are the windows of all latents (about 40 kB each at the default numbers: 1 GB for 24,576 of them), the
+    text, and the activations of a group of latents (at most ``firings.GROUP_FIRINGS``); never those of all.
     """
     text = source.text(config.skip_positions)
     parts = windows.divide(text.document, config)
