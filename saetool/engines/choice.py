@@ -11,7 +11,9 @@ compared as text: by tokens, by words whatever their case and spaces, and by pie
 
 The profiles are made *without* any of the options: with the latent asked about in it the question would answer itself,
 and with another option in it that one would be favoured (leaving out only the right one put the control at 16% where
-chance is 20%). Control: the profile of another latent, none of the options.
+chance is 20%). Where several SAEs were parents, a latent's like in another one stays in: such questions are easier,
+and their accuracy is not to be compared with that of a single parent. Control: the profile of another latent, none of
+the options.
 """
 
 from collections.abc import Mapping, Sequence
