@@ -18,6 +18,9 @@ def latents(console: Console, counts: dict[str, Any], summary: dict[str, Any]) -
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
+    def within(interval: tuple[float, float] | None) -> str:
+        return f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+
     skipped = [f"{n} {reason}" for reason, n in {**counts["skipped"], **counts["failed"]}.items() if n]
     rows = [
         [
@@ -27,9 +30,8 @@ def latents(console: Console, counts: dict[str, Any], summary: dict[str, Any]) -
     ]
     for scorer, s in summary.items():
         what = f"{scorer}: {NAMES[scorer]}"
-        interval = f" [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]" if s["ci95"] else ""
         rows += [
-            [f"{what}, mean", shown(s["mean"]) + interval],
+            [f"{what}, mean", shown(s["mean"]) + within(s["ci95"])],
             [f"{what}, median; 10% … 90%", f"{shown(s['median'])}; {shown(s['q10'])} … {shown(s['q90'])}"],
             ["  undefined", f"{s['n_null']}{_why(s)} (mean with these as 0: {shown(s['mean_null0'])})"],
         ]
@@ -38,7 +40,8 @@ def latents(console: Console, counts: dict[str, Any], summary: dict[str, Any]) -
                 ["  top windows, windows over the range", f"{shown(s['mean_top'])}, {shown(s['mean_quantile'])}"]
             )
         if s.get("control_n"):
-            rows.append(["  control: another latent's", f"{shown(s['control_mean'])} (defined for {s['control_n']})"])
+            control = shown(s["control_mean"]) + within(s["control_ci95"])
+            rows.append(["  control: another latent's", f"{control} (defined for {s['control_n']})"])
         if s.get("floor_mean") is not None:
             rows.append(["  floor: the table of tokens", shown(s["floor_mean"])])
         if "chance" in s:
