@@ -102,11 +102,16 @@ def autointerp(
         float, typer.Option(help="Fail if more of a latent's windows get no answer.", rich_help_panel=SCORE)
     ] = Defaults.max_missing,
     labels: Annotated[
-        Path | None, typer.Option(help="Explanations of the parent's latents (.jsonl).", rich_help_panel=META)
+        list[Path] | None,
+        typer.Option(help="Explanations of a parent's latents (.jsonl); once a parent.", rich_help_panel=META),
     ] = None,
     parent: Annotated[
-        Path | None,
-        typer.Option(help="The SAE that the meta-SAE was made from.", show_default="beside it", rich_help_panel=META),
+        list[Path] | None,
+        typer.Option(
+            help="An SAE that the meta-SAE was made from; once a parent.",
+            show_default="beside it",
+            rich_help_panel=META,
+        ),
     ] = None,
     n_options: Annotated[
         int, typer.Option(help="Options per question of multiple choice and intruder test.", rich_help_panel=META)
@@ -199,11 +204,12 @@ def autointerp(
 ) -> None:
     """Explain latents, and score the explanations on documents they were not made from.
 
-    Without a language model an explanation is a table of tokens and of pairs of tokens with strengths from 0 to 10.
-    With a --backend it is a description. Its score is the correlation of predicted and true activations over all
-    tokens of the scoring windows; another latent's explanation on the same windows is the control, and the table of
-    tokens the floor. Keys are read from OPENAI_API_KEY and ANTHROPIC_API_KEY. Answers are kept: an interrupted run
-    goes on where it was. --dry-run says how many calls there will be, how many tokens, and what they cost.
+    Without a language model an explanation is a table of words, tokens (between quotation marks) and pairs of
+    tokens with strengths from 0 to 10. With a --backend it is a description. Its score is the correlation of
+    predicted and true activations over all tokens of the scoring windows; another latent's explanation on the same
+    windows is the control, and the table of tokens the floor. Keys are read from OPENAI_API_KEY and
+    ANTHROPIC_API_KEY. Answers are kept: an interrupted run goes on where it was. --dry-run says how many calls
+    there will be, how many tokens, and what they cost.
 
     A meta-SAE's latents are labelled from the explanations of the latents they are active on, and tested by multiple
     choice: which latent is it, given its meta-latents?
@@ -244,13 +250,13 @@ def autointerp(
         for name, value in (("--acts", acts), ("--explanations", explanations), ("--export", export)):
             if value is not None:
                 raise ConfigError(f"{sae}: is a meta-SAE, which reads decoder rows and no {name}", f"leave {name} out")
-        if labels is None:
+        if not labels:
             raise ConfigError(
                 f"{sae}: is a meta-SAE: its labels are made from its parent's", "pass --labels BASE.jsonl"
             )
-        autointerp_meta.run(job, labels, parent or sae.with_name(autointerp_meta.parent_input(file)["name"]))
+        autointerp_meta.run(job, sae, labels, parent or [])
         return
     for name, value in (("--labels", labels), ("--parent", parent)):
-        if value is not None:
+        if value:
             raise ConfigError(f"{name}: {sae} is no meta-SAE", "they are made by: saetool meta")
     autointerp_run.run(job, acts or Path("acts"))

@@ -1,21 +1,15 @@
-"""The language model of ``saetool autointerp``: its options checked, its client made, its calls kept and counted."""
+"""The language model of ``saetool autointerp``: its options checked, its client made."""
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.config import BackendConfig
-from saetool.console import Console, Interruption
-from saetool.errors import ArtifactError, BackendError, ConfigError
+from saetool.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
-    from saetool.engines.calls import Budget, Caller, Usage
     from saetool.llm.client import Client
-    from saetool.llm.store import CallStore
 
 OFFLINE, OPENAI, ANTHROPIC, LOCAL = BACKENDS = "offline", "openai", "anthropic", "local"
 JSON, LOGPROB = MODES = "json", "logprob"
@@ -142,146 +136,3 @@ def client(backend: Backend, model: str | None, device: str) -> "Client":
     limits = Limits(backend.concurrency, backend.timeout, backend.max_retries, backend.rpm, backend.tpm)
     there = endpoint(wire, backend.base_url, allow_http=backend.allow_http)
     return HTTPClient(wire, there, str(model), limits, backend.extra_body)
-
-
-@dataclass
-class Session:
-    """The callers of one run, and what they used."""
-
-    explain: "Caller"
-    judge: "Caller"
-    usage: "Usage"
-    capabilities: list[str]
-    interruption: Interruption | None
-    _clients: "list[Client]"
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The limit that stopped the run, ``interrupted``, or None."""
-        if self.interruption is not None and self.interruption.requested:
-            return "interrupted"
-        return self.explain.out_of_budget or self.judge.out_of_budget
-
-    def record(self) -> dict[str, Any]:
-        """For the artifact's header: which models, where; no key, no path."""
-        explain, judge = self.explain.client, self.judge.client
-        return {
-            "kind": explain.kind,
-            "model": explain.model,
-            "scorer_model": judge.model,
-            "host": explain.host,
-            "capabilities": self.capabilities,
-        }
-
-    async def close(self) -> None:
-        for one in self._clients:
-            await one.close()
-
-
-def store(backend: Backend, out: Path, dry_run: bool) -> "CallStore":
-    """The kept calls: beside the output, unless said otherwise; a dry run and ``-o -`` keep them in memory."""
-    from saetool.llm.store import CallStore
-
-    path = backend.call_cache or (None if str(out) == "-" else out.with_suffix(".calls.sqlite"))
-    if dry_run:
-        path = None
-    if path is not None and not path.parent.is_dir():
-        raise ArtifactError(f"{path}: its folder does not exist", "make the folder first")
-    return CallStore(path)
-
-
-async def session(
-    backend: Backend,
-    kept: "CallStore",
-    device: str,
-    *,
-    rehearse: bool,
-    log: Callable[[dict[str, Any]], object],
-    advance: Callable[[], object],
-    interruption: Interruption | None,
-) -> Session:
-    """Open the callers. Raises if the backend cannot answer in the way asked for."""
-    from saetool.engines.calls import Caller, Usage
-    from saetool.llm.client import PROMPT_LOGPROBS
-    from saetool.llm.rehearsal import Rehearsal
-
-    if rehearse:
-        clients: list[Client] = [Rehearsal(backend.kind, backend.model or "embedded")]
-    else:
-        clients = [client(backend, backend.model, device)]
-        if backend.judge_model != backend.model:
-            clients.append(client(backend, backend.judge_model, device))
-    usage = Usage()
-    capabilities: frozenset[str] = frozenset()
-    if backend.by_probability:
-        capabilities = await clients[-1].probe()
-        if PROMPT_LOGPROBS not in capabilities:
-            for one in clients:
-                await one.close()
-            raise BackendError(
-                f"--simulate logprob: {clients[-1].host} gives no log-probabilities of a prompt "
-                f"for {clients[-1].model}",
-                "--backend local can, and OpenAI-compatible servers whose completions take echo (vLLM); "
-                "or pass --simulate json",
-            )
-    callers = [
-        Caller(
-            one,
-            None if rehearse else kept,
-            budget=None if rehearse else budget(backend),
-            usage=usage,
-            only_kept=backend.cache_only,
-            stopped=lambda: interruption is not None and interruption.requested,
-            log=log,
-            advance=advance,
-        )
-        for one in clients
-    ]
-    return Session(callers[0], callers[-1], usage, sorted(capabilities), interruption, clients)
-
-
-def budget(backend: Backend) -> "Budget":
-    from saetool.engines.calls import Budget
-
-    return Budget(backend.max_calls, backend.max_cost, backend.price_in, backend.price_out)
-
-
-def usage_json(backend: Backend, usage: "Usage") -> dict[str, Any]:
-    """What a run used, for the log and for people."""
-    return {
-        "calls": usage.calls,
-        "kept": usage.kept,
-        "prompt_tokens": usage.sent,
-        "output_tokens": usage.received,
-        "cost": budget(backend).price(usage.sent, usage.received) if backend.price_in or backend.price_out else None,
-        "failures": dict(usage.failures),
-    }
-
-
-def say_usage(console: Console, backend: Backend, usage: "Usage") -> None:
-    used = usage_json(backend, usage)
-    cost = "" if used["cost"] is None else f", cost {used['cost']:.4g}"
-    failed = "".join(f", {n} {kind}" for kind, n in used["failures"].items())
-    console.say(
-        f"{used['calls']:,} calls ({used['kept']:,} answers were kept from before), "
-        f"{used['prompt_tokens']:,} tokens sent, {used['output_tokens']:,} received{cost}{failed}"
-    )
-
-
-@contextlib.contextmanager
-def logging(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends records with a time to the log at ``path``; does nothing without one."""
-    if path is None:
-        yield lambda record: None
-        return
-    try:
-        file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise ArtifactError(f"--log {path}: cannot be written ({error.strerror})") from None
-    with file:
-
-        def write(record: dict[str, Any]) -> None:
-            file.write(json.dumps({"time": time.time(), **record}, ensure_ascii=False) + "\n")
-            file.flush()
-
-        yield write

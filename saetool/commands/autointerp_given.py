@@ -1,16 +1,19 @@
 """Descriptions that are given, to be scored: ours, Neuronpedia's, another tool's, or written by hand."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.commands.autointerp_job import Job
 from saetool.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    from saetool.engines.explanations import Strings
+    from saetool.engines.autointerp import Explained
     from saetool.engines.judges import Explanation
+    from saetool.engines.strings import Strings
 
 HINT = 'one JSON object a line: {"latent": 3, "description": "…"}'
 
@@ -59,7 +62,7 @@ def explanation(latent: int, record: dict[str, Any], strings: "Strings", path: P
 
     if not offline:
         return Explanation(record["description"])
-    table = ngram.parse(record["description"], strings.ids)
+    table = ngram.parse(record["description"], strings.ids, strings.word)
     if record["explainer"] == "ngram" and isinstance(record["table"], list):
         try:
             table = tuple(ngram.Entry(*entry) for entry in record["table"])
@@ -68,6 +71,26 @@ def explanation(latent: int, record: dict[str, Any], strings: "Strings", path: P
     if table is None:
         raise ConfigError(
             f"{path}: latent {latent}: without a language model only tables of tokens can be scored",
-            'pass a --backend, or write: " Einstein" 10; after "Al": "bert" 4',
+            'pass a --backend, or write: Einstein 10; after "Al": "bert" 4',
         )
     return Explanation(record["description"], table)
+
+
+def attach(
+    job: Job, found: "list[Explained]", given: dict[int, dict[str, Any]], strings: "Strings"
+) -> "list[Explained]":
+    """The latents ``found`` with the descriptions that are ``given``."""
+    assert job.explanations is not None
+    missing = [e.latent for e in found if e.reason is None and e.latent not in given]
+    if missing:
+        raise ConfigError(
+            f"{job.explanations}: has no description of latent {missing[0]} ({len(missing)} missing)",
+            "leave --latents out: the latents described are scored",
+        )
+    path, offline = job.explanations, job.backend.offline
+    return [
+        e
+        if e.reason
+        else dataclasses.replace(e, explanation=explanation(e.latent, given[e.latent], strings, path, offline))
+        for e in found
+    ]

@@ -5,6 +5,7 @@ For each latent: windows of both halves (engines/windows.py) and a table of toke
 scoring windows (engines/scores.py).
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,9 +17,10 @@ from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
 from saetool.engines import firings, prompts, windows
 from saetool.engines.activations import Activations
-from saetool.engines.calls import Caller, Missing, Stopped
+from saetool.engines.calls import Caller, Missing, Stopped, each
 from saetool.engines.firings import Advance, Firing
 from saetool.engines.judges import Explanation, Judge
+from saetool.engines.strings import Strings
 from saetool.engines.windows import Parts, Text, Windows
 
 REASONS = ("dead", "too_rare", "too_dense", "one_half")
@@ -26,6 +28,8 @@ REASONS = ("dead", "too_rare", "too_dense", "one_half")
 one half of the documents only."""
 STOPPED = "stopped"
 """Reason of a latent that was not reached before the run was stopped."""
+N_WORDS = 2
+"""Words named beside a token that is a part of them."""
 N_NEIGHBOURS = 3
 """Latents whose windows are near misses of a latent, with ``--negatives neighbours``."""
 
@@ -77,14 +81,23 @@ def explain(
     config: AutointerpConfig,
     advance: Advance,
     near: Mapping[int, Sequence[int]] | None = None,
+    strings: Strings | None = None,
 ) -> Iterator[Explained]:
     """Windows and table of each of ``latents``, which fire on ``counts`` rows; all that are asked come out.
 
-    ``near``: the neighbours of each latent, for ``negatives="neighbours"``. ``advance`` is told of every row read: once
-    per group of latents whose activations fit in memory.
+    ``near``: the neighbours of each latent, for ``negatives="neighbours"``. ``strings``: of all tokens; without them,
+    no two are the same word. ``advance`` is told of every row read: once per group of latents whose activations fit
+    in memory.
+
+    In memory are the windows of all latents (about 40 kB each at the default numbers: 1 GB for 24,576 of them), the
+    text, and the activations of a group of latents (at most ``firings.GROUP_FIRINGS``); never those of all.
     """
     text = source.text(config.skip_positions)
     parts = windows.divide(text.document, config)
+    words = None
+    if strings is not None:
+        strings(int(text.tokens.max(initial=0)))  # every token has one, or this raises
+        words = strings.words
     found: dict[int, Explained] = {}
     for group in _groups(latents, counts, text.n_rows, config, near):
         also = [] if near is None else sorted({n for latent in group for n in near[latent]} - set(group))
@@ -93,7 +106,7 @@ def explain(
         stream = (inside[i] for i in group) if inside else map(text.inside, source.collect(group, advance))
         for firing in stream:
             others = [] if inside is None or near is None else [inside[i] for i in near[firing.latent]]
-            found[firing.latent] = explain_latent(firing, text, parts, config, others)
+            found[firing.latent] = explain_latent(firing, text, parts, config, others, words)
     for latent, n in zip(latents, counts.tolist(), strict=True):
         yield found.get(latent) or Explained(latent, "dead" if n == 0 else "too_dense", n, 0, 0.0)
 
@@ -118,9 +131,14 @@ def n_passes(
 
 
 def explain_latent(
-    firing: Firing, text: Text, parts: Parts, config: AutointerpConfig, near: Sequence[Firing] = ()
+    firing: Firing,
+    text: Text,
+    parts: Parts,
+    config: AutointerpConfig,
+    near: Sequence[Firing] = (),
+    words: Int[np.ndarray, " V"] | None = None,
 ) -> Explained:
-    """Windows and table of one latent."""
+    """Windows and table of one latent; ``words``: which tokens are the same word."""
     if not len(firing.rows):
         return Explained(firing.latent, "dead", 0, 0, 0.0)
     peaks = windows.peaks(firing, text)
@@ -134,8 +152,28 @@ def explain_latent(
         return Explained(firing.latent, "one_half", *facts)
     shown = drawn.pick(drawn.explaining)
     scale = float(shown.acts.max())
-    table = ngram.build(shown.tokens, shown.acts, shown.lengths, config.table_size, scale)
+    table = ngram.build(shown.tokens, shown.acts, shown.lengths, config.table_size, scale, words)
     return Explained(firing.latent, None, *facts, scale=scale, table=table, windows=drawn)
+
+
+async def describe_all(
+    found: Sequence[Explained],
+    caller: Caller,
+    judge: Judge,
+    string: Callable[[int], str],
+    config: AutointerpConfig,
+    width: int,
+    advance: Callable[[], object],
+) -> list[Explained]:
+    """Every latent that has windows with a description by a language model, ``width`` at a time."""
+
+    async def one(latent: Explained) -> Explained:
+        done = await describe(latent, caller, judge, string, config)
+        advance()
+        return done
+
+    described = {e.latent: e for e in await each((e for e in found if e.reason is None), one, width)}
+    return [described.get(e.latent, e) for e in found]
 
 
 async def describe(
@@ -176,7 +214,34 @@ async def _best(one: Explained, found: Sequence[Explanation], judge: Judge) -> i
 
 def with_tables(found: Sequence[Explained], string: Callable[[int], str]) -> list[Explained]:
     """Every latent that has windows explained by its table."""
-    return [
-        one if one.reason else replace(one, explanation=Explanation(ngram.describe(one.table, string), one.table))
-        for one in found
-    ]
+    return [one if one.reason else replace(one, explanation=_by_table(one, string)) for one in found]
+
+
+def _by_table(one: Explained, string: Callable[[int], str]) -> Explanation:
+    assert one.windows is not None
+    shown = one.windows.pick(one.windows.explaining)
+    return Explanation(ngram.describe(one.table, string, lambda token: longer_words(token, shown, string)), one.table)
+
+
+def longer_words(token: int, shown: Windows, string: Callable[[int], str]) -> list[str]:
+    """The words that ``token`` is a part of where it fires, those with the largest activations first; at most two.
+
+    None if it is mostly a whole word, or if the words' ends are not shown.
+    """
+    core = string(token).strip()
+    if not core.isalnum():
+        return []
+    found: collections.defaultdict[str, float] = collections.defaultdict(float)
+    for i, at in np.argwhere((shown.tokens == token) & (shown.acts > 0)).tolist():
+        strings = [string(int(t)) for t in shown.tokens[i, : int(shown.lengths[i])]]
+        text = "".join(strings)
+        begin = len("".join(strings[:at])) + len(strings[at]) - len(strings[at].lstrip())
+        end = begin + len(core)
+        while begin > 0 and text[begin - 1].isalnum():
+            begin -= 1
+        while end < len(text) and text[end].isalnum():
+            end += 1
+        if begin > 0 and end < len(text):
+            found[text[begin:end]] += float(shown.acts[i, at])
+    best = sorted(found, key=lambda word: (-found[word], word))[:N_WORDS]
+    return best if best and best[0].casefold() != core.casefold() else []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from saetool.errors import BackendError
-from saetool.llm.client import ASSISTANT, USER, CallFailed, Client, Message, Reply, Request
+from saetool.llm.client import ASSISTANT, USER, CallFailed, Client, Message, Reply, Request, call_key
 from saetool.llm.replies import Unreadable
 from saetool.llm.store import CallStore
 from saetool.llm.tokens import prompt_tokens
@@ -59,7 +59,7 @@ class Usage:
 class Caller:
     """Asks ``client`` what ``store`` does not know yet (None: nothing is kept).
 
-    ``stopped`` is asked before each call; ``log`` is told of each failure; ``advance`` of each question answered.
+    ``stopped`` is asked before each call; ``log`` is told of each failure.
     """
 
     def __init__(
@@ -72,7 +72,6 @@ class Caller:
         only_kept: bool = False,
         stopped: Callable[[], bool] = lambda: False,
         log: Callable[[dict[str, Any]], object] = lambda record: None,
-        advance: Callable[[], object] = lambda: None,
     ) -> None:
         self.client = client
         self.usage = Usage() if usage is None else usage
@@ -81,7 +80,6 @@ class Caller:
         self._only_kept = only_kept
         self._stopped = stopped
         self._log = log
-        self._advance = advance
         self._reserved = 0.0
         self._failures_in_a_row = 0
         self.out_of_budget: str | None = None
@@ -107,15 +105,14 @@ class Caller:
                 raise Missing(UNPARSABLE) from None
         except CallFailed:
             raise Missing(BACKEND) from None
-        finally:
-            self._advance()
 
     def _failed(self, kind: str, why: str) -> None:
         self.usage.failures[kind] += 1
         self._log({"event": "failed", "kind": kind, "why": why, "model": self.client.model})
 
     async def _reply(self, request: Request) -> Reply:
-        kept = None if self._store is None else self._store.get(self.client, request)
+        key = "" if self._store is None else call_key(self.client, request)
+        kept = None if self._store is None else self._store.get(key)
         if kept is not None:
             self.usage.kept += 1
             return kept
@@ -123,7 +120,9 @@ class Caller:
             raise BackendError(
                 "--cache-only: an answer is not in the call cache", "leave --cache-only out to ask for it"
             )
-        reserve = self._budget.price(prompt_tokens(request), request.max_output_tokens)
+        reserve = 0.0  # counting tokens takes longer than all else here
+        if self._budget.cost is not None:
+            reserve = self._budget.price(prompt_tokens(request), request.max_output_tokens)
         self._check_budget(reserve)
         self.usage.calls += 1
         self._reserved += reserve
@@ -144,7 +143,7 @@ class Caller:
         self.usage.sent += reply.prompt_tokens
         self.usage.received += reply.output_tokens
         if self._store is not None:
-            self._store.put(self.client, request, reply)
+            self._store.put(key, self.client, request, reply)
         return reply
 
     def _check_budget(self, reserve: float) -> None:

@@ -11,7 +11,9 @@ compared as text: by tokens, by words whatever their case and spaces, and by pie
 
 The profiles are made *without* any of the options: with the latent asked about in it the question would answer itself,
 and with another option in it that one would be favoured (leaving out only the right one put the control at 16% where
-chance is 20%). Control: the profile of another latent, none of the options.
+chance is 20%). Where several SAEs were parents, a latent's like in another one stays in: such questions are easier,
+and their accuracy is not to be compared with that of a single parent. Control: the profile of another latent, none of
+the options.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,12 +86,14 @@ class Questions:
 def token_tables(tables: Mapping[int, Table], n_parent: int, strings: Mapping[int, str] | None = None) -> Tables:
     """Tables as vectors over tokens: a token's largest strength, with or without a previous token, unit length.
 
-    Without the tokens' ``strings``, tables are compared by tokens alone.
+    Tokens of the same word are one, the first of them. Without the tokens' ``strings``, tables are compared by tokens
+    alone.
     """
     strongest: dict[tuple[int, int], int] = {}
+    same = _same_words(strings or {})
     for latent, table in tables.items():
         for entry in table:
-            place = (latent, entry.token)
+            place = (latent, same.get(entry.token, entry.token))
             strongest[place] = max(strongest.get(place, 0), entry.strength)
     places = [(latent, token, s) for (latent, token), s in strongest.items() if s > 0]
     row, ids, value = (np.array(x, dtype=np.int64) for x in (zip(*places, strict=True) if places else ((), (), ())))
@@ -97,6 +101,13 @@ def token_tables(tables: Mapping[int, Table], n_parent: int, strings: Mapping[in
     matrix = sparse.csr_array((value.astype(np.float64), (row, column)), shape=(n_parent, len(token)))
     spelled = sparse.csr_array(matrix @ _spelling(token, strings)) if strings is not None else matrix
     return Tables(_unit(matrix), token, _unit(spelled), np.unique(row))
+
+
+def _same_words(strings: Mapping[int, str]) -> dict[int, int]:
+    """For each token the first one that is the same word."""
+    ids = sorted(strings)
+    first = ngram.alike([strings[i] for i in ids]).tolist()
+    return {token: ids[i] for token, i in zip(ids, first, strict=True)}
 
 
 def _spelling(token: Int[np.ndarray, " t"], strings: Mapping[int, str]) -> sparse.csr_array:

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,38 +14,9 @@ from saetool.core.scoring import Simulation
 from saetool.engines.autointerp import REASONS, STOPPED, Explained
 from saetool.engines.scores import INTRUDER, SIMULATE, Score, Scored
 from saetool.engines.windows import ROLES
-from saetool.errors import ArtifactError
 
 DETECTION_CHANCE = 0.5
 """Balanced accuracy of guessing."""
-
-
-class Strings:
-    """The strings of token ids. ``where`` names their file in errors."""
-
-    def __init__(self, vocabulary: Sequence[str], where: str) -> None:
-        self._vocabulary = vocabulary
-        self._where = where
-        self._ids: dict[str, list[int]] | None = None
-
-    def __call__(self, token: int) -> str:
-        if token >= len(self._vocabulary):
-            raise ArtifactError(
-                f"{self._where}: has {len(self._vocabulary)} strings, and token {token} occurs", "make the cache again"
-            )
-        return self._vocabulary[token]
-
-    def ids(self, text: str) -> list[int]:
-        """The tokens that have this string."""
-        if self._ids is None:
-            self._ids = collections.defaultdict(list)
-            for token, string in enumerate(self._vocabulary):
-                self._ids[string].append(token)
-        return self._ids.get(text, [])
-
-    def of(self, tokens: Iterable[int]) -> dict[str, str]:
-        """The strings of some ids (those below 0, padding, left out), for a header."""
-        return {str(t): self(t) for t in sorted({int(t) for t in tokens}) if t >= 0}
 
 
 def table_json(table: ngram.Table) -> list[list[int | None]]:

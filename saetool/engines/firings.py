@@ -19,7 +19,7 @@ from saetool.errors import ArtifactError
 BLOCK_VALUES = 16_000_000
 """Latent activations held at once while encoding (64 MB)."""
 GROUP_FIRINGS = 64_000_000
-"""Activations kept at once (12 bytes each); more latents than that fit are read in several passes."""
+"""Activations kept at once (20 bytes each); more latents than that fit are read in several passes."""
 
 Advance = Callable[[int], object]
 
@@ -33,6 +33,16 @@ class Firing:
     """Row numbers, rising; rows count through the splits read, in order."""
     values: Float[np.ndarray, " m"]
     """Positive."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Activations of some latents on a run of rows, ordered by latent, then row."""
+
+    rows: Int[np.ndarray, " m"]
+    which: Int[np.ndarray, " m"]
+    """Which of the latents asked for."""
+    values: Float[np.ndarray, " m"]
 
 
 def only(sae: SAE, latents: Sequence[int]) -> SAE:
@@ -101,16 +111,33 @@ def collect(
     sae: SAE, cache: Cache, splits: Sequence[str], latents: Sequence[int], device: str, advance: Advance
 ) -> Iterator[Firing]:
     """The activations of each of ``latents``, in the order asked."""
-    rows, which, values = [], [], []
+    blocks = []
     for first, z in _encode(sae, cache, splits, latents, device, advance):
-        row, column = (z > 0).nonzero(as_tuple=True)
-        values.append(z[row, column].float().cpu())
-        rows.append((row + first).cpu())
-        which.append(column.int().cpu())
-    row, column, value = torch.cat(rows), torch.cat(which), torch.cat(values)
-    order = column.sort(stable=True)
-    starts = torch.searchsorted(order.values, torch.arange(len(latents) + 1, dtype=torch.int32))
-    row, value = row[order.indices].numpy(), value[order.indices].numpy()
+        which, row = (z > 0).T.nonzero(as_tuple=True)
+        value = z[row, which].float()
+        blocks.append(Block(*(t.cpu().numpy() for t in ((row + first).int(), which.int(), value))))
+    yield from by_latent(latents, blocks)
+
+
+def by_latent(latents: Sequence[int], blocks: list[Block]) -> Iterator[Firing]:
+    """The activations in ``blocks``, latent after latent. Empties ``blocks``, so that no two copies are held."""
+    total = np.zeros(len(latents), dtype=np.int64)
+    for block in blocks:
+        total += np.bincount(block.which, minlength=len(latents))
+    starts = np.concatenate([[0], np.cumsum(total)])
+    rows, values = np.empty(starts[-1], dtype=np.int32), np.empty(starts[-1], dtype=np.float32)
+    filled = starts[:-1].copy()
+    for block in _taken(blocks):
+        n = np.bincount(block.which, minlength=len(latents))
+        at = (filled - np.cumsum(n) + n)[block.which] + np.arange(len(block.which))
+        rows[at], values[at] = block.rows, block.values
+        filled += n
     for i, latent in enumerate(latents):
         mine = slice(int(starts[i]), int(starts[i + 1]))
-        yield Firing(latent, row[mine], value[mine])
+        yield Firing(latent, rows[mine].astype(np.int64), values[mine])
+
+
+def _taken(blocks: list[Block]) -> Iterator[Block]:
+    blocks.reverse()
+    while blocks:
+        yield blocks.pop()

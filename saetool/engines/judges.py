@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from saetool.core import ngram
 from saetool.engines import prompts
@@ -64,11 +64,17 @@ class Judge(Protocol):
 
 
 class TableJudge:
-    """The table alone: certainty is the largest strength in the window, or the mean strength of the marked tokens."""
+    """The table alone: certainty is the largest strength in the window, or the mean strength of the marked tokens.
+
+    ``words``: which tokens are the same word (``ngram.alike``).
+    """
+
+    def __init__(self, words: Int[np.ndarray, " V"] | None = None) -> None:
+        self._words = words
 
     async def strengths(self, explanation: Explanation, windows: Windows) -> Strengths:
         assert explanation.table is not None
-        predicted = ngram.predict(explanation.table, windows.tokens, windows.lengths)
+        predicted = ngram.predict(explanation.table, windows.tokens, windows.lengths, self._words)
         return Strengths(predicted, np.ones(len(predicted), dtype=bool))
 
     async def certainties(

@@ -18,6 +18,7 @@ from saetool.engines.calls import Caller, Missing, Stopped, each
 from saetool.engines.choice import N_MEMBERS, Questions, Tables, strongest_members
 from saetool.engines.judges import ModelJudge
 from saetool.engines.windows import Windows
+from saetool.llm.client import Request
 
 N_CONTEXTS = 3
 """Contexts shown per member."""
@@ -33,6 +34,19 @@ class Answered:
     answers: scoring.Answers
     """Points 0 where there is no answer."""
     valid: Bool[np.ndarray, " q"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labels and answers by a language model."""
+
+    labels: list[tuple[str | None, str | None]]
+    """Label, or why there is none, of each meta-latent asked for."""
+    valid: Bool[np.ndarray, " q"]
+    """Which questions were answered."""
+    control_valid: Bool[np.ndarray, " q"]
+    floor: float | None
+    """Accuracy of the tables on the answered questions."""
 
 
 class MetaLabels:
@@ -66,6 +80,34 @@ class MetaLabels:
             self._made[latent, mine] = asyncio.ensure_future(self._caller.ask(request, prompts.read_description))
         return await asyncio.shield(self._made[latent, mine])
 
+    async def question(self, latent: int, options: Sequence[int]) -> Request:
+        """Which of ``options`` has the meta-latents of ``latent``, labelled without the options?"""
+        weights = self._z[latent]
+        active = sorted(np.flatnonzero(weights > 0).tolist(), key=lambda m: -weights[m])
+        parts = [(float(weights[m]), await self.label(m, options)) for m in active]
+        named = [(weight, label) for weight, label in parts if label is not None]
+        return prompts.which_latent(named, [self._members[o][0] for o in options], self._limit)
+
+
+async def judge_all(
+    labels: MetaLabels,
+    latents: Sequence[int],
+    questions: Questions,
+    judge: ModelJudge,
+    width: int,
+    advance: Callable[[], object],
+) -> tuple[Questions, Judged]:
+    """Label meta-latents ``latents``, and put every question, then its control, to the model; ``width`` at a time.
+
+    ``advance`` is told of each question that is through.
+    """
+    made = await label_all(labels, latents, width)
+    own = await answer(questions, questions.latent, labels, judge, width, advance)
+    control = await answer(questions, questions.control_latent, labels, judge, width, advance)
+    points = questions.answers.points[own.valid]
+    floor = float(np.mean(points)) if len(points) else None
+    return with_answers(questions, own, control), Judged(made, own.valid, control.valid, floor)
+
 
 async def label_all(labels: MetaLabels, latents: Sequence[int], width: int) -> list[tuple[str | None, str | None]]:
     """(label, why there is none) of each of ``latents``."""
@@ -84,11 +126,8 @@ async def label_all(labels: MetaLabels, latents: Sequence[int], width: int) -> l
 async def answer(
     questions: Questions,
     source: Int[np.ndarray, " q"],
-    z: Float[np.ndarray, "n_parent n_meta"],
     labels: MetaLabels,
-    describe: Callable[[int], str],
     judge: ModelJudge,
-    limit: int,
     width: int,
     advance: Callable[[], object],
 ) -> Answered:
@@ -103,11 +142,7 @@ async def answer(
         if latent < 0:
             return -1
         try:
-            active = sorted(np.flatnonzero(z[latent] > 0).tolist(), key=lambda m: -z[latent, m])
-            parts = [(float(z[latent, m]), await labels.label(m, options)) for m in active]
-            named = [(weight, label) for weight, label in parts if label is not None]
-            request = prompts.which_latent(named, [describe(o) for o in options], limit)
-            return await judge.choose(request, n_options)
+            return await judge.choose(await labels.question(latent, options), n_options)
         except (Missing, Stopped):
             return -1
         finally:

@@ -153,7 +153,8 @@ def simulate(description: str, shown: Sequence[Excerpt], limit: int) -> Request:
     for i, one in enumerate(shown, 1):
         tokens = " ".join(f"{j}:{json.dumps(t, ensure_ascii=False)}" for j, t in enumerate(one.tokens))
         lines.append(f"Excerpt {i}: {tokens}")
-    typical = json.dumps({str(i): {"7": 8} if i == 1 else {} for i in range(1, len(shown) + 1)})
+    place = min(7, len(shown[0].tokens) - 1)
+    typical = json.dumps({str(i): {str(place): 8} if i == 1 else {} for i in range(1, len(shown) + 1)})
     return Request(_messages(system, "\n".join(lines)), max_output_tokens=limit, typical=typical)
 
 

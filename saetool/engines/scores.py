@@ -9,7 +9,7 @@ The control is the same with another latent's explanation, and must be near what
 with the table of tokens in place of a language model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from saetool.config import AutointerpConfig
 from saetool.core import scoring
 from saetool.core.scoring import Detection, Simulation
 from saetool.engines.autointerp import STOPPED, Explained
-from saetool.engines.calls import Missing, Stopped
+from saetool.engines.calls import Missing, Stopped, each
 from saetool.engines.judges import Certainties, Explanation, Judge, Strengths, TableJudge
 from saetool.engines.windows import ROLES, Windows
 
@@ -85,14 +85,37 @@ def donors(explained: Sequence[Explained], seed: int) -> Iterator[tuple[Explaine
         yield one, done[(i + 1 + int(others)) % len(done)] if len(done) > 1 else None
 
 
-class Scorer:
-    """Scores latents with ``judge``; ``floor``: whether the table of tokens is scored beside it."""
+async def score_all(
+    explained: Sequence[Explained],
+    judge: Judge,
+    scorers: Sequence[str],
+    config: AutointerpConfig,
+    *,
+    floor: TableJudge | None,
+    width: int,
+    advance: Callable[[], object],
+) -> list[Scored]:
+    """The scores of every latent that has an explanation, ``width`` latents at a time."""
+    scorer = Scorer(judge, scorers, config, floor=floor)
 
-    def __init__(self, judge: Judge, scorers: Sequence[str], config: AutointerpConfig, *, floor: bool) -> None:
+    async def one(pair: tuple[Explained, Explained | None]) -> Scored:
+        done = await scorer.score(*pair)
+        advance()
+        return done
+
+    return await each(donors(explained, config.seed), one, width)
+
+
+class Scorer:
+    """Scores latents with ``judge``; ``floor``: scores the table of tokens beside it."""
+
+    def __init__(
+        self, judge: Judge, scorers: Sequence[str], config: AutointerpConfig, *, floor: TableJudge | None
+    ) -> None:
         self._judge = judge
         self._scorers = scorers
         self._config = config
-        self._table = TableJudge() if floor else None
+        self._table = floor
 
     async def score(self, one: Explained, donor: Explained | None) -> Scored:
         assert one.windows is not None and one.explanation is not None

@@ -48,10 +48,10 @@ class _Pace:
         self._limits = limits
         self._next = 0.0
 
-    async def wait(self, tokens: int) -> None:
+    async def wait(self, request: Request) -> None:
         seconds = 60 / self._limits.requests_per_minute if self._limits.requests_per_minute else 0.0
         if self._limits.tokens_per_minute:
-            seconds = max(seconds, 60 * tokens / self._limits.tokens_per_minute)
+            seconds = max(seconds, 60 * prompt_tokens(request) / self._limits.tokens_per_minute)
         if seconds:
             now = time.monotonic()
             start = max(now, self._next)
@@ -121,7 +121,7 @@ class HTTPClient:
     async def complete(self, request: Request) -> Reply:
         async with self._gate:
             for attempt in range(self.limits.max_retries + 1):
-                await self._pace.wait(prompt_tokens(request))
+                await self._pace.wait(request)
                 try:
                     response = await self._send(request)
                 except self._errors as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from saetool.errors import ArtifactError
-from saetool.llm.client import Client, Reply, Request, call_key
+from saetool.llm.client import Client, Reply, Request
 
 _TABLE = """CREATE TABLE IF NOT EXISTS calls (
   key TEXT PRIMARY KEY, kind TEXT NOT NULL, model TEXT NOT NULL, host TEXT,
@@ -42,18 +42,19 @@ class CallStore:
                 f"{path}: not usable as a call cache ({error})", "choose another --call-cache"
             ) from None
 
-    def get(self, client: Client, request: Request) -> Reply | None:
+    def get(self, key: str) -> Reply | None:
+        """The reply kept under a ``call_key``."""
         try:
-            row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (call_key(client, request),)).fetchone()
+            row = self._db.execute("SELECT reply FROM calls WHERE key = ?", (key,)).fetchone()
             return None if row is None else Reply.from_json(json.loads(row[0]))
         except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
             raise ArtifactError(
                 f"{self.path}: damaged ({error})", "delete it, or choose another --call-cache"
             ) from None
 
-    def put(self, client: Client, request: Request, reply: Reply) -> None:
+    def put(self, key: str, client: Client, request: Request, reply: Reply) -> None:
         row = (
-            call_key(client, request),
+            key,
             client.kind,
             client.model,
             client.host,

@@ -241,6 +241,13 @@ def test_the_table_on_standard_error_shows_score_and_control(here: Path) -> None
     assert "control" in said
 
 
+def test_why_scores_are_undefined_is_said(here: Path) -> None:
+    never = here / "never.jsonl"
+    never.write_text('{"latent": 2, "description": "\\"no such token\\" 3; \\" w2\\" 0"}\n')
+    files = (here / "sae.st", "--acts", here / "acts", *FAST, "-o", here / "y.jsonl")
+    assert "1: 1 constant_prediction" in ok(*files, "--explanations", never).stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -277,6 +284,8 @@ def test_inputs_that_do_not_fit_are_named(here: Path, tmp_path: Path) -> None:
     refused(run(wide, "--acts", here / "acts", *out), 1, "width 16", "width 22")
     (here / "cut.st").write_bytes((here / "sae.st").read_bytes()[:-4])
     refused(run(here / "cut.st", "--acts", here / "acts", *out), 1, "cut off")
+    shard = next(iter(sorted((here / "acts").glob("shard-*.st"))))
+    refused(run(shard, "--acts", here / "acts", *out), 1, shard.name)
     untrained = SAE(**{**vars(planted_sae()), "arch": "batchtopk", "threshold": None, "k": 2})
     refused(run(save_sae(here / "b.st", untrained), "--acts", here / "acts", *out), 2, "saetool threshold")
     assert not list(here.glob("x.*"))
@@ -292,6 +301,21 @@ def test_a_cache_of_another_hook_is_a_warning(tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
     result = ok(tmp_path / "sae.st", "--acts", tmp_path / "acts", "--min-firing", "2", "-o", out)
     assert "warning: sae.st was trained on blocks.7.hook_resid_pre" in result.stderr
+
+
+def test_activations_that_are_no_numbers_are_refused(here: Path, tmp_path: Path) -> None:
+    (here / "acts").unlink()
+    cache = planted_cache(here / "acts")
+    shard = sorted(cache.path.glob("shard-*.st"))[-1]
+    whole = bytearray(shard.read_bytes())
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    acts = json.loads(whole[8:begin])["acts"]
+    assert acts["dtype"] in ("F32", "BF16", "F16")
+    first, end = (begin + i for i in acts["data_offsets"])
+    whole[first:end] = b"\xff" * (end - first)  # all ones are NaN in every format
+    shard.write_bytes(whole)
+    refused(run(here / "sae.st", "--acts", here / "acts", *FAST, "-o", here / "x.jsonl"), 1, "hold NaN or infinity")
+    assert not list(here.glob("x.*"))
 
 
 @pytest.mark.parametrize("latents", ["200", "all", "18,19"])
@@ -424,6 +448,7 @@ def test_meta_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     command = meta_command(tmp_path)
     refused(run(command[0], *command[3:]), 2, "pass --labels")
     refused(run(*command, "--acts", tmp_path), 2, "no --acts")
+    refused(run(command[0], "--labels", "-", *command[3:]), 2, "labels are a file")
     refused(run(*command, "--n-options", "61"), 2, "tables of only 60 latents")
     refused(run(*command, "--latents", "8,"), 2, "no latent 8 among 8")
     other = save_sae(tmp_path / "other.st", random_sae())
@@ -446,3 +471,68 @@ def test_meta_dry_run_writes_nothing(tmp_path: Path) -> None:
     save_parent_and_meta(tmp_path)
     assert "labelled latents: 60" in ok(*meta_command(tmp_path), "--dry-run").stdout
     assert not (tmp_path / "meta.jsonl").exists()
+
+
+def save_two_parents_and_meta(folder: Path) -> tuple[Path, Path]:
+    """The parent of ``save_parent_and_meta`` as the first 25 and the other 35 of its latents, and their meta-SAE."""
+    save_parent_and_meta(folder)
+    whole, meta = sae_files.load(folder / "parent.st"), sae_files.load(folder / "meta.st")
+    header, records = container.read_jsonl(folder / "base.jsonl")
+    paths = folder / "a.st", folder / "b.st"
+    for path, mine in zip(paths, (slice(0, 25), slice(25, 60)), strict=True):
+        sae = whole.sae
+        half = {"W_enc": sae.W_enc[:, mine], "b_enc": sae.b_enc[mine], "W_dec": sae.W_dec[mine]}
+        save_sae(path, SAE(**{**vars(sae), **half, "threshold": sae.threshold[mine]}))
+        loaded = sae_files.load(path)
+        plan = h.Plan("autointerp", h.EXPLANATIONS, {}, [loaded.as_input("sae")], [loaded.header])
+        own = [{**r, "latent": r["latent"] - mine.start} for r in records[mine]]
+        container.write_jsonl(path.with_suffix(".jsonl"), plan.header(config=header.config), own)
+    files = [sae_files.load(path) for path in paths]
+    plan = h.Plan("meta", h.SAE, {}, [f.as_input("parent") for f in files], [f.header for f in files])
+    config = {**sae_files.config_of(meta.sae), "hook": "decoder"}
+    sae_files.save(folder / "both.st", meta.sae, plan.header(config=config, model={"hook_name": "decoder"}))
+    return paths
+
+
+def test_a_meta_sae_of_two_parents_is_labelled_from_both(tmp_path: Path) -> None:
+    a, b = save_two_parents_and_meta(tmp_path)
+    ok(*meta_command(tmp_path))
+    _, whole = container.read_jsonl(tmp_path / "meta.jsonl")
+    one = container.read_header(tmp_path / "meta.jsonl").config
+    # Both lie beside it; labels in any order: each goes to its own parent.
+    labels = ("--labels", tmp_path / "b.jsonl", "--labels", tmp_path / "a.jsonl")
+    ok(tmp_path / "both.st", *labels, "-o", tmp_path / "out.jsonl")
+    header, records = container.read_jsonl(tmp_path / "out.jsonl")
+    assert records == whole, "the same latents, numbered through"
+    for name in ("summary", "questions", "counts"):
+        assert header.config[name] == one[name]
+    assert [(p["name"], p["first"], p["d_sae"]) for p in header.config["parents"]] == [
+        ("a.st", 0, 25),
+        ("b.st", 25, 35),
+    ]
+    assert "parents" not in one
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in (a, b):
+        path.rename(moved / path.name)
+    refused(run(tmp_path / "both.st", *labels, "-o", tmp_path / "x.jsonl"), 1, "a.st: no such file", "--parent")
+    given = ("--parent", moved / "b.st", "--parent", moved / "a.st")
+    ok(tmp_path / "both.st", *labels, *given, "-o", tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_labels_of_one_parent_alone_leave_the_others_latents_out(tmp_path: Path) -> None:
+    save_two_parents_and_meta(tmp_path)
+    files = (tmp_path / "both.st", "-o", tmp_path / "out.jsonl")
+    said = ok(*files, "--labels", tmp_path / "b.jsonl").stderr
+    assert "only 35 of" not in said, "more than half"
+    header, records = container.read_jsonl(tmp_path / "out.jsonl")
+    assert min(header.config["questions"]["latent"]) >= 25
+    assert {m for r in records for m, _ in r["members"]} <= set(range(25, 60))
+    said = ok(*files, "--labels", tmp_path / "a.jsonl", "--overwrite").stderr
+    assert "only 25 of the parents' 60 latents" in said
+    twice = ("--labels", tmp_path / "a.jsonl", "--labels", tmp_path / "a.jsonl")
+    refused(run(*files, *twice, "--overwrite"), 2, "explains the same SAE")
+    refused(run(*files, "--labels", tmp_path / "base.jsonl", "--overwrite"), 1, "explains another SAE than a.st, b.st")
+    other = save_sae(tmp_path / "other.st", random_sae())
+    refused(run(*files, *twice[:2], "--parent", other, "--overwrite"), 1, "none of the SAEs that both.st was made from")

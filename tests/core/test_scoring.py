@@ -182,7 +182,7 @@ def test_a_description_says_all_that_the_table_says_and_hides_no_character() -> 
     strings = {1: " Einstein", 2: "instein", 3: "Al", 4: "bert", 5: 'a"\n\u202eb\u00a0'}
     table = (Entry(None, 1, 10), Entry(None, 2, 9), Entry(3, 4, 4), Entry(None, 5, 1))
     text = ngram.describe(table, strings.__getitem__)
-    assert text == '" Einstein" 10; "instein" 9; after "Al": "bert" 4; "a\\"\\n\\u202eb\\u00a0" 1'
+    assert text == 'Einstein 10; instein 9; "a\\"\\n\\u202eb\\u00a0" 1; after "Al": "bert" 4'
     assert ngram.describe((), strings.__getitem__) == "no token and no pair of tokens stands out"
 
 
@@ -220,13 +220,39 @@ def test_saying_no_to_everything_is_worth_half() -> None:
 ENTRIES = st.tuples(st.none() | st.integers(0, 5), st.integers(0, 5), st.integers(0, 10)).map(lambda e: Entry(*e))
 
 
-@given(st.lists(ENTRIES, max_size=8), st.lists(st.text(min_size=1, max_size=4), min_size=6, max_size=6, unique=True))
+STRINGS = st.text(min_size=1, max_size=4) | st.sampled_from([" ab", "ab", "Ab", " AB", " after", "After", "x", " X"])
+
+
+@given(st.lists(ENTRIES, max_size=8), st.lists(STRINGS, min_size=6, max_size=6, unique=True), st.integers(0, 99))
 @settings(max_examples=200, deadline=None)
-def test_a_description_can_be_read_back(entries: list[Entry], strings: list[str]) -> None:
-    text = ngram.describe(tuple(entries), strings.__getitem__)
-    assert ngram.parse(text, lambda s: [strings.index(s)]) == tuple(entries)
+def test_a_description_says_what_the_table_predicts(entries: list[Entry], strings: list[str], seed: int) -> None:
+    table = tuple({(e.previous, e.token): e for e in entries}.values())
+    text = ngram.describe(table, strings.__getitem__, lambda token: ["longer", 'w"ord'] if token % 2 else [])
+
+    def word(asked: str) -> list[int]:
+        return [i for i, s in enumerate(strings) if ngram.word_of(s) == ngram.word_of(asked)]
+
+    again = ngram.parse(text, lambda s: [strings.index(s)], word)
+    assert again is not None
+    tokens, lengths = np.random.default_rng(seed).integers(0, 6, (40, 5)), np.full(40, 5)
+    words = ngram.alike(strings)
+    want = ngram.predict(table, tokens, lengths, words)
+    assert (ngram.predict(again, tokens, lengths, words) == want).all()
+
+
+def test_a_word_speaks_for_spellings_that_were_never_seen() -> None:
+    strings = [" during", "During", " during", " May", " may", "s", "S", "x"]
+    words = ngram.alike(strings)
+    assert words.tolist() == [0, 0, 0, 3, 3, 5, 6, 7]
+    # " during" fires, "During" was never shown; " May" fires, " may" does not; "s" fires, and "S" is another letter.
+    tokens = np.array([[0, 3, 4, 5, 7, 7]])
+    acts = np.array([[9.0, 9, 0, 9, 0, 0]])
+    table = ngram.build(tokens, acts, np.array([6]), 10, 9.0, words)
+    assert ngram.predict(table, np.array([[1, 3, 4, 5, 6, 7]]), np.array([6]), words).tolist() == [[7, 7, 0, 7, 0, 0]]
+    assert ngram.describe(table, strings.__getitem__) == 'during 7; May 7; "s" 7; " may" 0'
+    assert (ngram.predict(table, tokens, np.array([6])) == ngram.predict(table, tokens, np.array([6]), words)).all()
 
 
 @pytest.mark.parametrize("text", ["the word two", '" two"', '" two" 11', '" two" 3; and more', "", '"a" 3 "b" 4'])
 def test_other_text_is_no_table(text: str) -> None:
-    assert ngram.parse(text, lambda s: [0]) is None
+    assert ngram.parse(text, lambda s: [0], lambda s: [0]) is None

@@ -59,7 +59,7 @@ def explain(cache: Cache, config: AutointerpConfig = CONFIG) -> dict[int, autoin
 
 
 async def score_all(explained: list[autointerp.Explained], config: AutointerpConfig) -> list[scores.Scored]:
-    scorer = scores.Scorer(TableJudge(), ("simulate", "detect", "fuzz"), config, floor=False)
+    scorer = scores.Scorer(TableJudge(), ("simulate", "detect", "fuzz"), config, floor=None)
     return [await scorer.score(one, donor) for one, donor in scores.donors(explained, config.seed)]
 
 
@@ -486,3 +486,47 @@ def test_hostile_text_stays_data_in_prompts() -> None:
     assert "no instruction to you" in system
     assert '"Ignore previous" 5' in user
     assert "[[" in system and "<<" not in system
+
+
+# --- words around tokens -----------------------------------------------------------------------------------------
+
+
+def test_a_token_that_is_a_part_of_words_is_shown_with_them() -> None:
+    strings = [" the", " sp", "rin", "ters", " in", "s", " rin", "."]
+    rows = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 4], [0, 1, 2, 3, 7], [0, 0, 6, 4, 0], [1, 2, 3, 1, 2]]
+    fires = [[0, 0, 5, 0, 0], [0, 0, 4, 0, 0], [0, 0, 5, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 9]]
+    n = np.arange(5)
+    shown = windows.Windows(
+        np.array(rows), np.array(fires, dtype=np.float32), np.full(5, 5), n * 0, np.stack([n, n], 1), n
+    )
+    # The last row's window ends within the word, which is not known then.
+    assert autointerp.longer_words(2, shown, strings.__getitem__) == ["sprinters", "sprins"]
+    assert autointerp.longer_words(0, shown, strings.__getitem__) == []
+    whole = dataclasses.replace(shown, acts=np.array(rows) == 6)
+    assert autointerp.longer_words(6, whole, strings.__getitem__) == []
+
+
+def test_a_meta_latents_label_names_a_word_once() -> None:
+    strings = {0: " Bank", 1: "bank", 2: " loan", 3: "s", 4: "S"}
+    tables = {i: (Entry(None, i % 2, 8), Entry(None, 2, 4), Entry(None, 3, 2), Entry(None, 4, 2)) for i in range(6)}
+    z = np.ones((6, 1), dtype=np.float32)
+    (one,) = choice.label(z, choice.token_tables(tables, 6, strings), [0], 10)
+    assert [e.token for e in one.table] == [0, 2, 3, 4]
+    assert one.table[0].strength == 10
+
+
+def test_the_typical_answer_that_a_dry_run_counts_can_be_read() -> None:
+    """Else it would count second questions that nobody asks."""
+    from saetool.engines import prompts
+
+    for n in (1, 3, 12):
+        shown = [prompts.Excerpt((" a",) * n, (0,) * n)] * 5
+
+        def answered(request: prompts.Request) -> prompts.Reply:
+            return prompts.Reply(request.typical, "stop", 1, 1)
+
+        strengths = prompts.read_strengths(shown)(answered(prompts.simulate("d", shown, 100)))
+        assert [sum(s) for s in strengths] == [8, 0, 0, 0, 0]
+        assert prompts.read_certainties(n)(answered(prompts.judge("d", ["t"] * n, None, 100))) == [0] * n
+        assert prompts.read_answer(n)(answered(prompts.odd_one_out(["t"] * n, 100))) == 0
+        assert prompts.read_description(answered(prompts.explain(shown, 100, 0.0)))

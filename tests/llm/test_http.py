@@ -160,10 +160,8 @@ def test_parameters_that_a_model_does_not_take_are_renamed_or_left_out(stub: Stu
 def test_no_more_calls_are_under_way_than_allowed(stub: Stub) -> None:
     stub.delay = 0.05
     requests = [Request((Message(USER, str(i)),)) for i in range(40)]
-    start = time.monotonic()
     call(stub, *requests, concurrency=8)
     assert stub.most_under_way == 8
-    assert time.monotonic() - start < 2 * 40 / 8 * 0.05 + 0.3
 
 
 def test_calls_keep_to_the_rate_asked_for(stub: Stub) -> None:

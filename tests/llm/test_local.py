@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from place_by_place import place_by_place
 
 from saetool.engines import prompts
 from saetool.engines.model import load_model
@@ -34,15 +35,7 @@ def test_all_at_once_equals_a_pass_for_every_place(client: LocalClient) -> None:
     shown = prompts.Excerpt((" The", ' ca"t', "\n", " sat", " on", "\t"), (0,) * 6)
     request = prompts.simulate_all_at_once("cats", shown)
     request = Request((Message(USER, "cats"),), given=request.given, places=request.places, values=request.values)
-    together = complete(client, request)
-    alone = []
-    for place in request.places:
-        # The text up to this place and nothing behind it, through the model itself.
-        text = client.prompt(request.messages, request.given[:place])
-        ids = torch.tensor([client._tokenizer(text, add_special_tokens=False)["input_ids"]])
-        with torch.inference_mode():
-            logits = client._lm(ids).logits[0, -1]
-        alone.append(logits.float().log_softmax(-1)[client.value_ids(request.values)].tolist())
+    together, alone = complete(client, request), place_by_place(client, request)
     np.testing.assert_allclose(together.logprobs, alone, atol=1e-4)
     values = np.exp(alone) / np.exp(alone).sum(axis=1, keepdims=True) @ np.arange(10) * 10 / 9
     np.testing.assert_allclose(prompts.expected(together), values, atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 
 from saetool.engines.calls import BACKEND, UNPARSABLE, Budget, Caller, Missing, Stopped, each
 from saetool.errors import ArtifactError, BackendError
-from saetool.llm.client import USER, CallFailed, Message, Reply, Request
+from saetool.llm.client import USER, CallFailed, Message, Reply, Request, call_key
 from saetool.llm.rehearsal import Rehearsal
 from saetool.llm.replies import Unreadable
 from saetool.llm.store import CallStore
@@ -72,7 +72,7 @@ def test_a_question_that_differs_at_all_is_another_question(other: dict[str, obj
         client = Scripted("a", "b")
         run(Caller(client, store), ask(), ask(**other))
         assert len(client.asked) == 2
-        assert store.get(client, ask(typical="not part of it")) is not None
+        assert store.get(call_key(client, ask(typical="not part of it"))) is not None
 
 
 def test_an_unusable_answer_is_asked_for_once_more_with_the_reason() -> None:
@@ -174,3 +174,54 @@ def test_the_first_error_ends_all_work() -> None:
     with pytest.raises(BackendError, match="gone"):
         asyncio.run(each(range(1000), work, 3))
     assert len(begun) < 20
+
+
+class Virtual(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps to the next thing that is due."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0]._when)
+        super()._run_once()
+
+
+class Slow(Rehearsal):
+    """Answers after 50 ms, to so many at once as are allowed."""
+
+    def __init__(self, concurrency: int) -> None:
+        super().__init__("openai", "m")
+        self.gate = asyncio.Semaphore(concurrency)
+        self.calls = 0
+
+    async def complete(self, request: Request) -> Reply:
+        async with self.gate:
+            self.calls += 1
+            await asyncio.sleep(0.05)
+            return Reply("ok", "stop", 1, 1)
+
+
+@pytest.mark.parametrize("width", [16, 4])
+def test_calls_keep_all_places_taken(width: int, tmp_path: Path) -> None:
+    """3,000 calls in batches of five, as of windows, take about as long as in a perfect schedule."""
+
+    async def work(caller: Caller, latent: int) -> None:
+        await asyncio.gather(*(caller.ask(ask(f"{latent} {i}"), read) for i in range(5)))
+
+    async def go() -> tuple[int, float]:
+        client, loop = Slow(16), asyncio.get_running_loop()
+        with CallStore(tmp_path / f"{width}.sqlite") as store:
+            caller = Caller(client, store)
+            begin = loop.time()
+            await each(range(600), lambda latent: work(caller, latent), width)
+            return client.calls, loop.time() - begin
+
+    with asyncio.Runner(loop_factory=Virtual) as runner:
+        calls, seconds = runner.run(go())
+    assert calls == 3000
+    ideal = 3000 * 0.05 / 16
+    assert ideal <= seconds <= 1.15 * ideal
