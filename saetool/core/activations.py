@@ -22,7 +22,7 @@ from torch import Tensor
 def topk(p: Float[Tensor, "n d_sae"], k: int) -> Float[Tensor, "n d_sae"]:
     """Keep the ``k`` largest positive values of each row, zero the rest."""
     positive = p.relu()
-    if k == p.shape[-1]:  # AuxK with few dead latents: ranking them took four times as long as the products
+    if k == p.shape[-1]:  # AuxK with few dead latents: nothing to rank
         return positive
     values, indices = positive.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(positive).scatter(-1, indices, values)
