@@ -86,6 +86,11 @@ class Cache:
         """Whether the rows are of text; a cache made from tensors has none."""
         return self.header.config.get("source") != "tensors"
 
+    def check_text(self) -> None:
+        """Raise ``ArtifactError`` unless the rows are of text."""
+        if not self.has_tokens:
+            raise ArtifactError(f"{self.path}: made from tensors, so there is no text in it", "cache text instead")
+
     def stored(self, shard: Shard) -> dict[str, "Tensor"]:
         """``acts`` as stored and, where they are int8, ``scales``; memory-mapped."""
         return container.open_tensors(self.path / shard.name, ["acts", *(["scales"] if self.storage == INT8 else [])])
@@ -148,8 +153,7 @@ class Cache:
         """
         import torch
 
-        if not self.has_tokens:
-            raise ArtifactError(f"{self.path}: made from tensors, so there is no text in it", "cache text instead")
+        self.check_text()
         parts = [
             container.open_tensors(self.path / s.name, ["input_ids"])["input_ids"]
             for s in self.shards
@@ -160,8 +164,7 @@ class Cache:
     @cached_property
     def vocabulary(self) -> list[str]:
         """The string of each token id."""
-        if not self.has_tokens:
-            raise ArtifactError(f"{self.path}: made from tensors, so there is no text in it", "cache text instead")
+        self.check_text()
         return container.read_json(self.path / "vocabulary.json")[1]["strings"]
 
     def moments(self) -> dict[str, "Tensor"]:

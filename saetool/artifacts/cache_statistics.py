@@ -24,7 +24,7 @@ def describe(
     from saetool.core.statistics import geometric_median, moments
 
     sample = cache.sample(TRAIN, MEDIAN_ROWS)
-    found = moments(_total(cache), cache.rows(TRAIN))
+    found = moments(total(cache, TRAIN), cache.rows(TRAIN))
     norms = sample.double().norm(dim=1)
     profile: dict[str, Any] = {
         "sample_rows": len(sample),
@@ -36,18 +36,25 @@ def describe(
     return _scalars(found, float(norms.median())), profile, tensors
 
 
-def _total(cache: Cache) -> "Sums":
-    """Sums over the train split, added in shard order."""
-    from saetool.core.statistics import Sums
+def total(cache: Cache, split: str, limit: int | None = None) -> "Sums":
+    """Sums over the rows of ``split`` (the first ``limit``), in shard order: of whole shards those they hold, and only
+    of a part of one computed. The split must have rows."""
+    from saetool.core.statistics import Sums, row_sums
 
-    total: Sums | None = None
+    found: Sums | None = None
+    left = cache.rows(split) if limit is None else limit
     for shard in cache.shards:
-        if shard.split == TRAIN:
+        if shard.split != split or not left:
+            continue
+        if shard.rows <= left:
             tensors = container.open_tensors(cache.path / shard.name, list(SUMS.values()))
             mine = Sums(**{field: tensors[name] for field, name in SUMS.items()})
-            total = mine if total is None else total + mine
-    assert total is not None
-    return total
+        else:
+            mine = row_sums(cache.shard_tensors(shard)["acts"][:left])
+        found = mine if found is None else found + mine
+        left -= min(shard.rows, left)
+    assert found is not None
+    return found
 
 
 def _scalars(found: "Moments", median_norm: float) -> dict[str, float]:

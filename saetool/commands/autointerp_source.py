@@ -42,6 +42,7 @@ def _cached(job: Job, acts: Path) -> Source:
     if job.tokenizer is not None:
         raise ConfigError("--tokenizer: a cache has its tokens' text", "it is for latents as delphi stores them")
     cache = open_cache(acts)
+    cache.check_text()
     check_site(file, cache, job.console)
     splits = [s for s in SPLITS[config.on] if cache.rows(s)]
     if not splits:

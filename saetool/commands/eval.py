@@ -86,6 +86,8 @@ def eval_(
     limit = None if tokens is None else parse_count(tokens, "--tokens")
     with_ce = ce or model is not None
     options: dict[str, Any] = {"split": split, "tokens": limit, "by": breakdowns}
+    if with_ce or "token" in breakdowns:
+        cache.check_text()
     if with_ce:
         options |= ce_options(ce_tokens, model, dtype)
     plan = h.Plan(

@@ -118,7 +118,8 @@ def stitch(
         check_mergeable(inputs)
     options: dict[str, Any] = {"theta": theta, "order": order, "bias": bias, "split": split, "tokens": limit}
     options |= {"seed": seed, "match": match, "take": chosen}
-    if with_ce:
+    if with_ce and cache is not None:
+        cache.check_text()
         options |= ce_options(ce_tokens, model, dtype)
     plan = _plan(inputs, cache, options)
     if dry_run:

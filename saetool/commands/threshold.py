@@ -244,13 +244,18 @@ def _facts(
     return facts
 
 
+def _error(standard_error: float) -> str:
+    """Nothing where there is none: of a single batch."""
+    return "" if math.isnan(standard_error) else f" ± {standard_error:.2g}"
+
+
 def _table(console: Console, estimate: "Estimate", checks: dict[str, "Check"], k: float, size: int) -> None:
     rows = [
         [
             name,
             f"{c.n_tokens:,}",
             f"{k:g}",
-            f"{c.l0:.3f} ± {c.l0_standard_error:.2g}",
+            f"{c.l0:.3f}{_error(c.l0_standard_error)}",
             f"{c.l0 / k - 1:+.2%}",
             f"{c.explained_variance_batch:.4f}",
             f"{c.explained_variance:.4f}",
@@ -259,7 +264,7 @@ def _table(console: Console, estimate: "Estimate", checks: dict[str, "Check"], k
         for name, c in checks.items()
     ]
     theta = (
-        f"theta {estimate.value:.6g} ± {estimate.standard_error:.2g}"
+        f"theta {estimate.value:.6g}{_error(estimate.standard_error)}"
         if estimate.value is not None
         else f"one theta per latent, each ± {estimate.relative_error:.2%}"
     )

@@ -7,12 +7,15 @@ geometric median                  argmin_m Σ ‖x − m‖, by Weiszfeld's iter
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 OUTLIER_RATIO = 3.0
 """A dimension is called an outlier where |mean| / std is above this: it is nearly constant and far from zero. Latents
 that are dead from the start follow such dimensions."""
+
+WIDE_FACTOR = 20
+"""A dimension is wide where its variance is above this many times the mean over dimensions."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def row_sums(acts: Float[Tensor, "n d"]) -> Sums:
     d = acts.shape[1]
     x, squares, norms, largest = (torch.zeros(n, dtype=torch.float64, device=acts.device) for n in (d, d, 1, 1))
     for block in acts.split(64 if acts.device.type == "cpu" else 65_536) if len(acts) else ():
-        exact = block.double()
+        exact = block.to(torch.float64, copy=True)
         x += exact.sum(0)
         squared = exact.square_()
         squares += squared.sum(0)
@@ -72,6 +75,11 @@ class Moments:
     """E‖x‖²."""
     mean_norm: float
     largest_norm: float
+
+    @property
+    def wide(self) -> Bool[Tensor, " d"]:
+        """Dimensions whose variance is above ``WIDE_FACTOR`` times the mean over dimensions."""
+        return self.variance > WIDE_FACTOR * self.variance.mean()
 
     @property
     def outlier_ratio(self) -> Float64[Tensor, " d"]:

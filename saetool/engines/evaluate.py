@@ -1,9 +1,10 @@
 """Quality of SAEs from a cache alone: no model runs.
 
-Many SAEs share one pass over the rows (after a light one for their mean). What is kept of the rows are sums: by
+Many SAEs share one pass over the rows; their mean is in the cache. What is kept of the rows are sums: by
 document, for intervals, and where asked for by position in the context and by token.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saetool.artifacts.cache import Cache
+from saetool.artifacts.cache_statistics import total
 from saetool.core import sparse
 from saetool.core.bootstrap import Interval, intervals
 from saetool.core.metrics import (
     COLUMNS,
     DecoderCosine,
-    Moments,
     Quality,
     QualitySums,
     Ratios,
@@ -28,6 +29,7 @@ from saetool.core.metrics import (
     recovery_bound,
 )
 from saetool.core.sae import SAE
+from saetool.core.statistics import moments
 from saetool.errors import ArtifactError
 
 BREAKDOWNS = ("position", "token")
@@ -75,12 +77,13 @@ class Rows:
 
     acts: Float[Tensor, "n d_in"]
     """float32, on the device."""
-    documents: Int[Tensor, " n"]
-    positions: Int[Tensor, " n"]
-    tokens: Int[Tensor, " n"]
+    of: dict[str, Int[Tensor, " n"]]
+    """Of each row, what was asked for: its document, position, token."""
 
 
-def rows(cache: Cache, split: str, size: int, limit: int | None, device: str) -> Iterator[Rows]:
+def rows(
+    cache: Cache, split: str, size: int, limit: int | None, device: str, names: Sequence[str] = ("document",)
+) -> Iterator[Rows]:
     """The rows of ``split`` (the first ``limit``) in stored order, at most ``size`` at a time."""
     left = cache.rows(split) if limit is None else limit
     for tensors in cache.iter_split(split):
@@ -88,10 +91,8 @@ def rows(cache: Cache, split: str, size: int, limit: int | None, device: str) ->
         left -= n
         for start in range(0, n, size):
             part = slice(start, min(start + size, n))
-            yield Rows(
-                tensors["acts"][part].to(device, torch.float32),
-                *(tensors[name][part].long() for name in ("documents", "positions", "tokens")),
-            )
+            of = {name: tensors[f"{name}s"][part].long() for name in names}
+            yield Rows(tensors["acts"][part].to(device, torch.float32), of)
 
 
 @torch.no_grad()
@@ -106,29 +107,19 @@ def reconstruct(
     by: Sequence[str] = (),
 ) -> Iterator[Read | list[Reconstruction]]:
     """Evaluate ``saes`` on the rows of ``split`` (the first ``limit``); the last event is the result."""
-    shift = cache.moments()["mean"]
-    moments = Moments(shift.to("cpu" if device == "mps" else device))  # mps has no float64
-    seen, last_token, last_position = [], 0, 0
-    for part in rows(cache, split, batch_size, limit, device):
-        moments.add(part.acts)
-        seen.append(part.documents.unique())
-        last_token, last_position = (
-            max(last_token, int(part.tokens.max())),
-            max(last_position, int(part.positions.max())),
-        )
-    if not moments.n:
+    n = cache.rows(split) if limit is None else min(limit, cache.rows(split))
+    if not n:
         raise ArtifactError(f"{cache.path}: its {split} split is empty", "cache more text")
-    documents = torch.cat(seen).unique()
-    sizes = {"document": len(documents), "position": last_position + 1, "token": last_token + 1}
-    groups = {name: sizes[name] for name in ("document", *by)}
+    found = moments(total(cache, split, n), n)
+    where = "cpu" if device == "mps" else device  # mps has no float64
+    found = dataclasses.replace(found, mean=found.mean.to(where), variance=found.variance.to(where))
+    documents = cache.row_tensor(split, "documents")[:n].unique().long()
+    sizes = {name: int(cache.row_tensor(split, f"{name}s")[:n].max()) + 1 for name in by}
+    sizes["document"] = len(documents)
     encoders = [sparse.rows_of(sae) for sae in saes]
-    sums = [QualitySums(sae.d_sae, moments, groups) for sae in saes]
-    for part in rows(cache, split, batch_size, limit, device):
-        numbers = {
-            "document": torch.searchsorted(documents, part.documents),
-            "position": part.positions,
-            "token": part.tokens,
-        }
+    sums = [QualitySums(sae.d_sae, found, sizes) for sae in saes]
+    for part in rows(cache, split, batch_size, limit, device, list(sizes)):
+        numbers = {**part.of, "document": torch.searchsorted(documents, part.of["document"])}
         for sae, encoder, mine in zip(saes, encoders, sums, strict=True):
             codes = sparse.encode(sae, part.acts, encoder)
             mine.add(part.acts, codes, sparse.decode(sae, codes, part.acts), numbers)

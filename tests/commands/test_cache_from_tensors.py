@@ -106,6 +106,44 @@ def test_training_reads_it_and_text_is_said_to_be_missing(npy: Path, tmp_path: P
             what()
 
 
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_the_verbs_that_need_no_text_work_on_it_and_the_others_say_so(
+    npy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(invoke("--from-tensors", npy, "-o", "acts"))
+    done = [
+        run(
+            *["train", "acts", "--k", "3", "--tokens", "2k", "--batch-size", "100"],
+            "--latents",
+            "16,32",
+            "-o",
+            "raw-{latents}.st",
+        ),
+        *(run("threshold", f"raw-{n}.st", "acts", "-o", f"sae-{n}.st") for n in (16, 32)),
+        run("eval", "sae-16.st", "sae-32.st", "--acts", "acts", "--by", "position", "-o", "eval.json"),
+        run("stitch", "sae-16.st", "sae-32.st", "--acts", "acts", "-o", "stitch.json"),
+        run("report", ".", "-o", "report.html"),
+    ]
+    for result in done:
+        assert result.exit_code == 0, result.stderr
+    assert "nan" not in "".join(result.stderr for result in done)
+    for refused in (
+        ["eval", "sae-16.st", "--acts", "acts", "--ce"],
+        ["eval", "sae-16.st", "--acts", "acts", "--by", "token"],
+        ["stitch", "sae-16.st", "sae-32.st", "--acts", "acts", "--ce"],
+        ["autointerp", "sae-16.st", "--acts", "acts"],
+    ):
+        result = run(*refused)
+        assert result.exit_code == 1 and result.stdout == ""
+        line, hint = result.stderr.splitlines()
+        assert line == f"saetool {refused[0]}: acts: made from tensors, so there is no text in it"
+        assert hint == "hint: cache text instead"
+
+
 def test_the_same_again_is_up_to_date_and_the_dry_run_tells(npy: Path, tmp_path: Path) -> None:
     out = tmp_path / "acts"
     plan = json.loads(invoke("--from-tensors", npy, "-o", out, "--dry-run", "--json").stdout)

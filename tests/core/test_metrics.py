@@ -10,7 +10,6 @@ from saetool.core import sparse
 from saetool.core.bootstrap import intervals, replicates
 from saetool.core.metrics import (
     COLUMNS,
-    Moments,
     Quality,
     QualitySums,
     decoder_cosine,
@@ -19,6 +18,7 @@ from saetool.core.metrics import (
     recovery_bound,
 )
 from saetool.core.sae import SAE, unit_rows
+from saetool.core.statistics import moments, row_sums
 
 
 def sums_of(
@@ -30,10 +30,8 @@ def sums_of(
 ) -> QualitySums:
     z = torch.ones(len(x), 3) if z is None else z
     documents = torch.zeros(len(x), dtype=torch.int64) if documents is None else documents
-    moments = Moments(torch.zeros(x.shape[1]))
-    for part in x.split(batch):
-        moments.add(part)
-    sums = QualitySums(z.shape[1], moments, {"document": int(documents.max()) + 1})
+    found = moments(row_sums(x), len(x))
+    sums = QualitySums(z.shape[1], found, {"document": int(documents.max()) + 1})
     for a, b, c, d in zip(x.split(batch), z.split(batch), x_hat.split(batch), documents.split(batch), strict=True):
         sums.add(a, sparse.of_dense(b), c, {"document": d})
     return sums
