@@ -114,6 +114,13 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A sentence with links: (text, ``#…`` or nothing)."""
+
+    parts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A drawing with what is seen in it, the numbers behind it as a table, and what hovering shows."""
 
@@ -127,6 +134,8 @@ class Figure:
     data: Table | None = None
     """All points, exactly, where ``table`` shows a part of them."""
     wide: bool = False
+    links: Line | None = None
+    """Where on the page what is drawn leads to."""
 
 
 @dataclass(frozen=True)
@@ -194,13 +203,6 @@ class Context:
     role: str
     peak: str
     tokens: Sequence[Token]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A sentence with links: (text, ``#…`` or nothing)."""
-
-    parts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from saetool.errors import ConfigError
-from saetool.report.quality import thinned
 from saetool.report.relatives import Key, Relatives
 from saetool.report.run import Explained, Look, Run, score
+from saetool.report.thinning import thinned
 
 Record = dict[str, Any]
 

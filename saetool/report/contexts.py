@@ -8,8 +8,8 @@ import numpy as np
 
 from saetool.report.blocks import Context, Token, number
 from saetool.report.collect import Artifact, Windows
-from saetool.report.quality import thinned
 from saetool.report.run import stated
+from saetool.report.thinning import thinned
 
 N_SILENT = 2
 """Windows without an activation on a card: where the description expects one."""

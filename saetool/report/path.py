@@ -5,9 +5,9 @@ from typing import Any
 
 from saetool.report.blocks import Column, Figure, Table, num, words
 from saetool.report.pairs import NEUTRAL, NOVEL, RECONSTRUCTION, TABLE_ROWS, Pair
-from saetool.report.quality import thinned, thinned_note
 from saetool.report.scales import defined, linear
 from saetool.report.svg import Key, Plot
+from saetool.report.thinning import thinned, thinned_note
 
 MAX_PHASE_POINTS = 2_000
 """Points drawn of one phase of a path."""

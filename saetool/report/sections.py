@@ -13,9 +13,10 @@ from saetool.report.findings import findings
 from saetool.report.glossary import glossary
 from saetool.report.metasae import meta
 from saetool.report.provenance import provenance, stale_sentences
-from saetool.report.quality import quality, training
+from saetool.report.quality import quality
 from saetool.report.run import Look, Run
 from saetool.report.stitching import stitching
+from saetool.report.training import training
 
 _OPTIONAL = (
     (stitching, "stitching", "Stitching", "saetool stitch small.st large.st --acts acts -o stitch.json"),

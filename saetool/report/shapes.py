@@ -60,6 +60,13 @@ _DATA = {
     "effects": Maybe({"delta_mse": [NUMBER]}),
     "auc": NUMBER,
     "best_theta": NUMBER,
+    "roc": Maybe(Each([NUMBER])),
+    "swaps": Maybe({"delta_mse": [NUMBER], "delta_l0": [NUMBER], "median_mse": NUMBER, "median_l0": NUMBER}),
+    "cumulative": Maybe({name: [INT] for name in ("n_novel", "n_reconstruction")} | {"novel": [[NUMBER]]}),
+    "latent_scaling": Maybe({"error": [NUMBER]}),
+    "activation_cosine": Maybe({"values": [NUMBER], "r2": NUMBER, "n": NUMBER}),
+    "firing_errors": Maybe({f"mean_of_{group}": Maybe(Each(NUMBER)) for group in ("novel", "reconstruction")}),
+    "ce": Maybe([Each(NUMBER)]),
     "groups": Maybe([Each(NUMBER)]),
     "path": Maybe(
         {
@@ -76,6 +83,7 @@ _DATA = {
 
 STITCH = {
     "theta": (int, float),
+    "bias_exchange": Maybe({"saes": [TEXT], "mse": [[NUMBER]], "b_dec_cosine": [[NUMBER]]}),
     "saes": [{"name": TEXT, "sha256": TEXT, "d_sae": INT}],
     "pairs": [
         {
@@ -97,6 +105,8 @@ STITCH = {
             "edges": Maybe([[(int, float)]]),
             "sweep": Maybe([Each(NUMBER)]),
             "null": Maybe(Each(NUMBER)),
+            "null_shuffled": Maybe(Each(NUMBER)),
+            "matching": Maybe(dict),
             "data": Maybe(_DATA),
         }
     ],
@@ -115,7 +125,7 @@ META = {
 
 TRAIN_LOG = [
     {"sae": TEXT, "step": INT, "latents": NUMBER, "tokens": NUMBER, "loss": NUMBER, "mse": NUMBER, "l0": NUMBER}
-    | {"dead": NUMBER}
+    | {"dead": NUMBER, "explained_variance": NUMBER, "aux": NUMBER, "lr": NUMBER, "time": NUMBER}
 ]
 EXPLANATIONS = [
     {
@@ -135,7 +145,22 @@ HEADER = {
     "inputs": [{"role": TEXT, "name": TEXT, "sha256": TEXT, "schema": TEXT}],
     "history": [{"verb": TEXT, "options": dict}],
 }
-_THRESHOLD = {"value": NUMBER, "standard_error": NUMBER, "minima": Maybe([NUMBER])}
+_THRESHOLD = {
+    "method": Maybe(TEXT),
+    "value": NUMBER,
+    "standard_error": NUMBER,
+    "relative_error": NUMBER,
+    "n_batches": NUMBER,
+    "batch_size": NUMBER,
+    "asked_l0": NUMBER,
+    "l0_estimation": NUMBER,
+    "l0_heldout": NUMBER,
+    "l0_heldout_standard_error": NUMBER,
+    "explained_variance_heldout": NUMBER,
+    "explained_variance_heldout_batch_selection": NUMBER,
+    "values": Maybe(Each(NUMBER)),
+    "minima": Maybe([NUMBER]),
+}
 
 SHAPES = {
     h.EVAL: EVAL,
@@ -191,6 +216,10 @@ def mismatch(header: h.Header, payload: Any) -> str | None:
         for i, pair in enumerate(payload["pairs"]):
             if found := _pair_mismatch(pair):
                 return f"pairs[{i}].{found}"
+    if schema == h.STITCH and (found := payload.get("bias_exchange")):
+        n = len(found["saes"])
+        if any(len(rows) != n or any(len(row) != n for row in rows) for rows in (found["mse"], found["b_dec_cosine"])):
+            return "bias_exchange is not square"
     if schema == h.META and (parts := payload.get("decompositions")):
         sizes = [len(parts["latents"]), len(parts["indices"]), len(parts["weights"])]
         rows = zip(parts["indices"], parts["weights"], strict=False)
@@ -209,6 +238,9 @@ def _pair_mismatch(pair: dict[str, Any]) -> str | None:
     data = pair.get("data") or {}
     if (effects := data.get("effects")) and len(effects["delta_mse"]) != pair["n_large"]:
         return "data.effects.delta_mse has not one value a latent"
+    steps = len((data.get("path") or {}).get("n_latents") or [])
+    if any(not 0 <= (c.get("step") or 0) < steps for c in data.get("ce") or []):
+        return "data.ce names a step that the path does not have"
     if path := data.get("path"):
         sizes = {len(path["mse"]), len(path["l0"]), len(path["n_latents"])}
         if len(sizes) > 1:

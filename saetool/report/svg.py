@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from saetool.report.blocks import Cell, Column, Table, num
 from saetool.report.scales import Scale, Values
+from saetool.report.thinning import thinned
 
 N_SERIES = 7
 """Distinct series (colour + dash + marker); the eighth repeats the first."""
@@ -77,6 +78,11 @@ class Plot:
             for px, py in shown[every // 2 :: every]:
                 self._parts.append(marker(n, px, py))
 
+    def faint(self, xs: Sequence[float], ys: Values, series: int) -> None:
+        """A thin line without markers, for one of several that another line is the mean of."""
+        self.line(xs, ys, series, markers=False)
+        self._parts[-1] = self._parts[-1].replace('class="line ', 'class="line thin ', 1)
+
     def points(self, xs: Sequence[float], ys: Sequence[float], series: int, *, square: bool = False) -> None:
         """Points as one path of strokes of no length: small, and drawn at once."""
         d = "".join(f"M{self.x(x):.1f} {self.y(y):.1f}h0" for x, y in zip(xs, ys, strict=True))
@@ -134,6 +140,24 @@ class Plot:
             if text:
                 self.label(max(value, 0.0), position, text)
 
+    def stacked(self, position: float, parts: Sequence[tuple[float, int, str]], thick: float) -> None:
+        """One bar of parts along x, from zero: (length, series, text shown where it fits)."""
+        start, y = 0.0, self.y(position)
+        for value, series, text in parts:
+            a, b = self.x(start), self.x(start + value)
+            start += value
+            if b - a < 0.05:
+                continue
+            n = series % N_SERIES + 1
+            self._parts.append(
+                f'<rect class="bar part s{n}" x="{a:.1f}" y="{y - thick / 2:.1f}" width="{max(b - a - 1, 0.5):.1f}" '
+                f'height="{thick:.1f}"><title>{escape(text)}</title></rect>'
+            )
+            if text and b - a > _CHARACTER * len(text) + 6:
+                self._over.append(
+                    f'<text class="halo" x="{(a + b) / 2:.1f}" y="{y + 4.4:.1f}" text-anchor="middle">{escape(text)}</text>'
+                )
+
     def label(self, x: float, y: float, text: str) -> None:
         """Text just right of a point."""
         px, py = self.x(x) + 6, self.y(y) + 4
@@ -173,11 +197,23 @@ class Plot:
         self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def remember(
-        self, name: str, xs: Sequence[float], ys: Values, label: str = "", ids: Sequence[int] = (), prefix: str = ""
+        self,
+        name: str,
+        xs: Sequence[float],
+        ys: Values,
+        label: str = "",
+        ids: Sequence[int] = (),
+        prefix: str = "",
+        most: int | None = None,
     ) -> None:
         """Values that hovering shows: four significant digits; ``label`` names what ``ids`` count;
-        ``prefix`` and an id name the card that a click opens."""
+        ``prefix`` and an id name the card that a click opens. Hovering knows ``most`` of them, evenly spaced, the
+        figure's data all."""
         self._exact += [(name, ids[i] if ids else None, x, y) for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
+        at = list(range(len(xs))) if most is None else thinned(list(range(len(xs))), most)
+        if not at:
+            return
+        xs, ys, ids = [xs[i] for i in at], [ys[i] for i in at], [ids[i] for i in at] if ids else ()
         series = {"n": name, "x": [_short(v) for v in xs], "y": [_short(v) for v in ys]}
         more = {"l": label, "i": list(ids), **({"h": prefix} if prefix else {})} if ids else {}
         self._hover.append(series | more)
