@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saetool.artifacts import container
+from saetool.artifacts import header as h
 from saetool.config import BackendConfig
 from saetool.console import Console, Interruption
 from saetool.errors import ArtifactError, BackendError, ConfigError
@@ -269,8 +271,8 @@ def say_usage(console: Console, backend: Backend, usage: "Usage") -> None:
 
 
 @contextlib.contextmanager
-def logging(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends records with a time to the log at ``path``; does nothing without one."""
+def logging(path: Path | None, plan: h.Plan) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Appends records with a time to the log at ``path``, after a header that names what is made; nothing without it."""
     if path is None:
         yield lambda record: None
         return
@@ -279,6 +281,8 @@ def logging(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     except OSError as error:
         raise ArtifactError(f"--log {path}: cannot be written ({error.strerror})") from None
     with file:
+        header = h.Plan("autointerp", h.RUN_LOG, {"key": plan.key}, plan.inputs).header()
+        file.write(h.canonical({container.METADATA_KEY: header.to_json()}) + "\n")
 
         def write(record: dict[str, Any]) -> None:
             file.write(json.dumps({"time": time.time(), **record}, ensure_ascii=False) + "\n")

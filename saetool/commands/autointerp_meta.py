@@ -208,7 +208,7 @@ async def _work(job: Job, plan: h.Plan, base: Base) -> None:
         return
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(backends.store(job.backend, job.out, job.dry_run))
-        log = stack.enter_context(backends.logging(None if job.dry_run else job.log))
+        log = stack.enter_context(backends.logging(None if job.dry_run else job.log, plan))
         interruption = None if job.dry_run else stack.enter_context(Interruption())
         console = Console(quiet=True) if job.dry_run else job.console
         advance = stack.enter_context(console.progress("questions", 2 * len(questions.latent), "answers"))

@@ -221,7 +221,7 @@ async def _rest(job: Job, plan: h.Plan, source: Source, found: "list[Explained]"
     kept = backends.store(job.backend, job.out, job.dry_run)
     with contextlib.ExitStack() as stack:
         stack.enter_context(kept)
-        log = stack.enter_context(backends.logging(None if job.dry_run else job.log))
+        log = stack.enter_context(backends.logging(None if job.dry_run else job.log, plan))
         interruption = None if job.dry_run else stack.enter_context(Interruption())
         device = resolve_device(job.device)
         session = await backends.session(

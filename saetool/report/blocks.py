@@ -4,6 +4,7 @@ Every number in a table is a ``Cell`` that carries its exact value beside the ro
 read back and compared with the artifacts.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,11 @@ def words(text: object, limit: int = 0) -> Cell:
     return Cell(whole, mark="keep" if len(whole) <= 36 else "long")
 
 
+def quoted(token: str) -> str:
+    """A token's text in quotation marks, so that its spaces can be seen."""
+    return json.dumps(token, ensure_ascii=False)
+
+
 def linked(latent: int, href: str) -> Cell:
     """A latent's number, leading to its card if it has one."""
     return Cell(number(latent), latent, href=href)
@@ -134,6 +140,8 @@ class Figure:
     data: Table | None = None
     """All points, exactly, where ``table`` shows a part of them."""
     wide: bool = False
+    dense: bool = False
+    """Whether a narrow window must scroll it rather than shrink it: small writing."""
     links: Line | None = None
     """Where on the page what is drawn leads to."""
 

@@ -1,5 +1,6 @@
 """Components of a stitched pair to look at: small latents left, large right, an edge for each cosine above theta."""
 
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import escape
@@ -74,7 +75,9 @@ def _title(small: list[int], large: list[int]) -> str:
     return f"{len(small)} → {len(large)} latents"
 
 
-def component_figure(run: Run, pair: dict[str, Any], component: list[Edge], fid: str, more: str = "") -> Figure:
+def component_figure(
+    run: Run, pair: dict[str, Any], component: list[Edge], fid: str, more: str = "", *, beside: bool = False
+) -> Figure:
     """One component as a drawing, its edges as a table that links to cards, and links to its latents."""
     small = sorted({a for a, _, _ in component})
     large = sorted({b for _, b, _ in component})
@@ -103,7 +106,8 @@ def component_figure(run: Run, pair: dict[str, Any], component: list[Edge], fid:
     ]
     note = f"The {len(shown)} largest of {number(len(component))} cosines." if len(shown) < len(component) else ""
     table = Table(f"Edges of the component {title}", columns, rows, note=note)
-    return _figure(run, pair, component, small, large, names, title, fid, table, more)
+    drawn = _figure(run, pair, component, small, large, names, title, fid, table, more)
+    return replace(drawn, wide=False, dense=True) if beside else drawn
 
 
 def _listed(ids: list[int]) -> str:

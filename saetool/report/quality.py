@@ -1,4 +1,4 @@
-"""The SAEs side by side, and how they were trained: sections made from eval records, training logs and SAE headers."""
+"""The SAEs side by side: a section made from evaluation records."""
 
 from typing import Any
 
@@ -7,16 +7,19 @@ from saetool.report.blocks import (
     ABSENT,
     Cell,
     Column,
+    Disclosure,
     Figure,
     Figures,
     Section,
     Table,
+    Text,
     num,
     number,
     pct,
     words,
 )
 from saetool.report.collect import Artifact
+from saetool.report.evaluation import absent, figures, tokens
 from saetool.report.run import Run, mean, score
 from saetool.report.scales import Scale, defined, linear
 from saetool.report.svg import Key, Plot
@@ -65,9 +68,12 @@ def quality(run: Run) -> Section | None:
         sortable=True,
     )
     blocks: list[Any] = [table]
-    figures = [f for f in (_frontier(run, records), _densities(run, records)) if f]
-    if figures:
-        blocks.append(Figures(figures))
+    drawn = [f for f in (_frontier(run, records), _densities(run, records)) if f] + figures(run, records)
+    if drawn:
+        blocks.append(Figures(drawn))
+    blocks += [Disclosure(table.caption, [table]) for table in tokens(run, records)]
+    if said := absent(records):
+        blocks.append(Text(said))
     return Section("saes", "SAEs compared", "How well each SAE reconstructs, and how sparsely.", blocks)
 
 

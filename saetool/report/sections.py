@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saetool.artifacts.header import KINDS
+from saetool.report.activations import activations
 from saetool.report.blocks import Missing, Section, number
 from saetool.report.cards import latents
 from saetool.report.choice import choose_cards
@@ -30,6 +31,7 @@ _OPTIONAL = (
     ),
     (quality, "saes", "SAEs compared", "saetool eval sae.st --acts acts -o eval.json"),
     (training, "training", "Training", "saetool train acts --log train.jsonl; saetool threshold sae.st acts"),
+    (activations, "activations", "Activations", "saetool cache -o acts"),
 )
 """The parts of the page that need an artifact, in the order they are read: who splits into whom comes first."""
 

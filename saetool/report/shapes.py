@@ -40,6 +40,9 @@ EVAL = {
             "d_sae": INT,
             "k": NUMBER,
             "metrics": Each(NUMBER),
+            "by": Maybe(
+                Each({"ids": [INT], "n": [INT], "mse": Maybe([NUMBER]), "explained_variance": Maybe([NUMBER])})
+            ),
             "density": Maybe({"log10_edges": [(int, float)], "counts": [(int, float)]}),
             "ce": Maybe(Each(NUMBER)),
             "intervals": Maybe(Each([(int, float)])),
@@ -119,7 +122,17 @@ META = {
     "d_sae": INT,
     "variance_explained": {"threshold_mode": NUMBER, "train_mode": NUMBER},
     "controls": Maybe([{"name": TEXT, "variance_explained": NUMBER}]),
-    "max_cosine": Maybe({"within": Maybe(HISTOGRAM), "to_parent": Maybe(HISTOGRAM)}),
+    "max_cosine": Maybe(Each(HISTOGRAM)),
+    "bars": Maybe([{"name": TEXT, "variance_explained": NUMBER, "mse_mean": NUMBER, "mean_active": NUMBER}]),
+    "meta_latents": Maybe({"n_members": [INT]}),
+    "compare": Maybe(
+        {
+            "comparable": Maybe(TEXT),
+            "pool": Maybe([{"name": TEXT, "directions": NUMBER}]),
+            "shared_edges": Maybe(Each(NUMBER)),
+        }
+    ),
+    "parents": Maybe([{"name": TEXT, "d_sae": INT, "rows_by_active": Maybe([INT]), "left_out": Maybe(Each(NUMBER))}]),
     "decompositions": Maybe({"latents": [INT], "indices": [[INT]], "weights": [[(int, float)]]}),
 }
 
@@ -138,6 +151,10 @@ EXPLANATIONS = [
         "members": Maybe([[(int, float)]]),
         "scores": Maybe(Each(Maybe(dict))),
     }
+]
+RUN_LOG = [
+    {name: NUMBER for name in ("calls", "kept", "prompt_tokens", "output_tokens", "cost")}
+    | {"failures": Maybe(Each(NUMBER))}
 ]
 HEADER = {
     "config": {"threshold": Maybe((dict, int, float, str))},
@@ -162,12 +179,28 @@ _THRESHOLD = {
     "minima": Maybe([NUMBER]),
 }
 
+CACHE = {
+    "splits": Maybe(Each(Each(NUMBER))),
+    "statistics": Maybe(Each(NUMBER)),
+    "shards": Maybe([{"bytes": NUMBER}]),
+    "profile": Maybe(
+        {
+            "sample_rows": NUMBER,
+            "distinct_tokens": NUMBER,
+            "norm_quantiles": Maybe([[NUMBER]]),
+            "outlier_dims": Maybe([Each(NUMBER)]),
+            "top_tokens": Maybe([[(int, str)]]),
+        }
+    ),
+}
 SHAPES = {
+    h.CACHE: CACHE,
     h.EVAL: EVAL,
     h.STITCH: STITCH,
     h.META: META,
     h.TRAIN_LOG: TRAIN_LOG,
     h.EXPLANATIONS: EXPLANATIONS,
+    h.RUN_LOG: RUN_LOG,
 }
 
 
@@ -216,6 +249,11 @@ def mismatch(header: h.Header, payload: Any) -> str | None:
         for i, pair in enumerate(payload["pairs"]):
             if found := _pair_mismatch(pair):
                 return f"pairs[{i}].{found}"
+    profile = payload.get("profile") or {} if schema == h.CACHE else {}
+    if any(len(q) != 2 for q in profile.get("norm_quantiles") or []):
+        return "profile.norm_quantiles holds something else than [share, norm]"
+    if any([type(v) for v in t] != [int, str, int] for t in profile.get("top_tokens") or []):
+        return "profile.top_tokens holds something else than [id, text, rows]"
     if schema == h.STITCH and (found := payload.get("bias_exchange")):
         n = len(found["saes"])
         if any(len(rows) != n or any(len(row) != n for row in rows) for rows in (found["mse"], found["b_dec_cosine"])):

@@ -6,7 +6,7 @@ from typing import Any
 from saetool.report.blocks import Column, Figure, Figures, Group, Table, Text, num, number, pct, words
 from saetool.report.browser import component_figure
 from saetool.report.collect import Artifact
-from saetool.report.pairs import Edge, Pair, components, is_control, shape
+from saetool.report.pairs import Edge, Pair, components, is_control, pairs_of, shape
 from saetool.report.run import Run
 from saetool.report.scales import Scale
 from saetool.report.svg import Key, Plot
@@ -38,7 +38,11 @@ def fates(pair: Pair) -> dict[str, tuple[int, int]]:
 def splits(run: Run, pairs: Sequence[tuple[Artifact, Pair]]) -> Group:
     """The fates of all latents, a bar for each SAE of each pair, and some latents that split."""
     blocks: list[Any] = [Figures([_figure(pairs)])]
-    if examples := _examples(run, pairs):
+    examples = [
+        component_figure(run, pair, component, f"split-{i}", f"θ = {theta:g}", beside=True)
+        for i, (pair, theta, component) in enumerate(examples_of(run))
+    ]
+    if examples:
         said = (
             f"{len(examples)} of the latents that split, those with most descriptions among their parts first. The "
             "lines are cosines of decoder rows; every family is under its pair below, and on the cards of its latents."
@@ -100,33 +104,39 @@ def _short(name: str) -> str:
     return name.removesuffix(".st")
 
 
-def _examples(run: Run, pairs: Sequence[tuple[Artifact, Pair]]) -> list[Figure]:
-    """Families of one small latent and a few large ones, the most described, then the most different children, first."""
+def examples_of(run: Run) -> list[tuple[Pair, float, list[Edge]]]:
+    """(pair, θ, family) of one small latent and a few large ones: the most described, then the most unlike, first."""
     found: list[tuple[tuple[Any, ...], Pair, float, list[Edge]]] = []
-    seen: set[tuple[str, str, int]] = set()
-    for place, (artifact, pair) in enumerate(pairs):
+    for place, (artifact, pair) in enumerate(pairs_of(run)):
         if is_control(pair):
             continue
         for component in components(pair.get("edges") or []):
             small, large = shape(component)
-            key = (run.identity(pair["small_sha256"]), run.identity(pair["large_sha256"]), component[0][0])
-            if small != 1 or not 2 <= large <= _MOST_CHILDREN or key in seen:
+            if small != 1 or not 2 <= large <= _MOST_CHILDREN:
                 continue
             said = [run.description(pair["large_sha256"], b) for _, b, _ in component]
             parent = run.description(pair["small_sha256"], component[0][0])
             n_said, differ = sum(bool(s) for s in [*said, parent]), len({s for s in said if s})
             weakest = min(e[2] for e in component)
-            found.append(
-                (
-                    (-min(n_said, 3), -min(differ, 3), -weakest, place, component[0]),
-                    pair,
-                    artifact.payload["theta"],
-                    component,
-                )
-            )
-            seen.add(key)
-    found.sort(key=lambda f: f[0])
-    return [
-        component_figure(run, pair, component, f"split-{i}", f"θ = {theta:g}")
-        for i, (_, pair, theta, component) in enumerate(found[:N_EXAMPLES])
-    ]
+            rank = (-min(n_said, 4), -min(differ, 4), -weakest, place, component[0])
+            found.append((rank, pair, artifact.payload["theta"], component))
+    chosen: list[tuple[Pair, float, list[Edge]]] = []
+    taken: set[tuple[str, int]] = set()
+    for _, pair, theta, component in sorted(found, key=lambda f: f[0]):
+        mine = {(run.identity(pair["large_sha256"]), b) for _, b, _ in component}
+        mine.add((run.identity(pair["small_sha256"]), component[0][0]))
+        if not mine & taken:  # the same latents at another θ, or seen from another width, say nothing new
+            chosen.append((pair, theta, component))
+            taken |= mine
+        if len(chosen) == N_EXAMPLES:
+            break
+    return chosen
+
+
+def members_of_examples(run: Run) -> list[tuple[str, int]]:
+    """(hash that stands for the SAE, latent) of every latent drawn as an example: each gets a card."""
+    out = []
+    for pair, _, component in examples_of(run):
+        out.append((run.identity(pair["small_sha256"]), component[0][0]))
+        out += [(run.identity(pair["large_sha256"]), b) for _, b, _ in component]
+    return list(dict.fromkeys(out))

@@ -54,6 +54,8 @@ class Plot:
         self.top = 12 + 18 * len(self._rows)
         self.bottom = self.height - 44
         self.right = self.width - 18
+        if self.y_label and self.y_names is None:  # long numbers must not run into the axis' name
+            self.left = max(self.left, round(30 + 6.9 * max((len(text) for _, text in self.y.ticks()), default=0)))
         self.x = self.x.placed(self.left, self.right)
         self.y = self.y.placed(self.bottom, self.top)
 
@@ -154,9 +156,8 @@ class Plot:
                 f'height="{thick:.1f}"><title>{escape(text)}</title></rect>'
             )
             if text and b - a > _CHARACTER * len(text) + 6:
-                self._over.append(
-                    f'<text class="halo" x="{(a + b) / 2:.1f}" y="{y + 4.4:.1f}" text-anchor="middle">{escape(text)}</text>'
-                )
+                middle = f'x="{(a + b) / 2:.1f}" y="{y + 4.4:.1f}"'
+                self._over.append(f'<text class="halo" {middle} text-anchor="middle">{escape(text)}</text>')
 
     def label(self, x: float, y: float, text: str) -> None:
         """Text just right of a point."""
@@ -174,7 +175,8 @@ class Plot:
         px = self.x(x)
         self._over.append(f'<path class="{rule}" d="M{px:.1f} {self.top}V{self.bottom}"/>')
         if text:
-            flip = before or px + _CHARACTER * len(text) + 6 > self.right
+            length = _CHARACTER * len(text) + 6
+            flip = (before and px - length > self.left) or px + length > self.right
             anchor, dx = (' text-anchor="end"', -5) if flip else ("", 5)
             self._over.append(
                 f'<text class="halo" x="{px + dx:.1f}" y="{self.top + 13 + 15 * row}"{anchor}>{escape(text)}</text>'
