@@ -272,7 +272,7 @@ def say_usage(console: Console, backend: Backend, usage: "Usage") -> None:
 
 @contextlib.contextmanager
 def logging(path: Path | None, plan: h.Plan) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends records with a time to the log at ``path``, after a header that names what is made; nothing without it."""
+    """Appends records with a time to the log at ``path``, after a header that says what is made; or does nothing."""
     if path is None:
         yield lambda record: None
         return

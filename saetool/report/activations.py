@@ -150,7 +150,7 @@ def _dimensions(cache: Artifact, index: int) -> Figure | None:
     held = sum(d.get("variance_share") or 0.0 for d in found)
     caption = (
         f"The {len(found)} largest of {number(cache.header.config.get('d_in'))} dimensions; together they hold "
-        f"{percent(held)} of the variance. One that is far from zero on every token looks like a direction and is a bias."
+        f"{percent(held)} of the variance. One far from zero on every token looks like a direction and is a bias."
     )
     columns = [Column("dimension"), Column("|mean| / std"), Column("mean"), Column("share of the variance")]
     rows = [[num(d["dim"]), num(d["mean_over_std"]), num(d.get("mean")), pct(d.get("variance_share"))] for d in found]

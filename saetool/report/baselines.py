@@ -65,8 +65,13 @@ def bars(payload: dict[str, Any], fid: str) -> Figure | None:
     columns = [Column("directions", numeric=False), Column("variance explained"), Column("at its own θ")]
     columns += [Column("mean squared error", "per element of the rows"), Column("mean active")]
     rows = [
-        [words(name, 60), num(b["variance_explained"]), num(b.get("threshold_mode"))]
-        + [num(b.get("mse_mean")), num(b.get("mean_active"))]
+        [
+            words(name, 60),
+            num(b["variance_explained"]),
+            num(b.get("threshold_mode")),
+            num(b.get("mse_mean")),
+            num(b.get("mean_active")),
+        ]
         for name, _, b in named
     ]
     return Figure(f"{fid}-bars", title, caption, plot.draw(title, caption), Table(title, columns, rows))
@@ -175,8 +180,8 @@ def members(payload: dict[str, Any], fid: str) -> Figure | None:
     plot.horizontal(sum(sizes) / len(sizes), f"mean {number(sum(sizes) / len(sizes), 3)}")
     title = "How many latents share a meta-latent"
     caption = (
-        f"{number(len(sizes))} meta-latents over {number(payload['n_rows'])} decoder rows; {number(sizes.count(0))} are "
-        "active on none. A few that many latents share, and a long tail, is what parts in common look like."
+        f"{number(len(sizes))} meta-latents over {number(payload['n_rows'])} decoder rows; {number(sizes.count(0))} "
+        "are active on none. A few that many latents share, and a long tail, is what parts in common look like."
     )
     return Figure(f"{fid}-members", title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
 
@@ -220,7 +225,8 @@ def shared(payload: dict[str, Any]) -> str:
     if not edges or edges.get("overlap") is None:
         return ""
     return (
-        f"Of the {number(edges.get('edges'))} pairs of latents that share a meta-latent, {percent(edges['overlap'])} also "
-        f"both have a cosine of at least {number(edges.get('tau'), 3)} with one latent of {compare.get('comparable')} "
-        f"(τ makes the two sets of pairs equally large); by chance {percent(edges.get('chance'))} would."
+        f"Of the {number(edges.get('edges'))} pairs of latents that share a meta-latent, {percent(edges['overlap'])} "
+        f"also both have a cosine of at least τ = {number(edges.get('tau'), 3)} with one latent of "
+        f"{compare.get('comparable')} (τ makes the two sets of pairs equally large); by chance "
+        f"{percent(edges.get('chance'))} would."
     )

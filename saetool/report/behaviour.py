@@ -1,4 +1,4 @@
-"""What activations say of a stitched pair beyond the effects of single latents (the paper's figures 8, 11, 13 to 15)."""
+"""What activations say of a pair beyond the effects of single latents (the paper's figures 8, 11 and 13 to 15)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from saetool.report.scales import Scale, Values, defined, linear, symlog
 from saetool.report.svg import Key, Plot
 from saetool.report.thinning import thinned
 
-MAX_POINTS = 2_000
+MAX_POINTS = 1_000
 """Points drawn of one of these scatter plots; beyond it an even sample is drawn and the caption says so."""
 _GROUPS = (("novel", NOVEL), ("reconstruction", RECONSTRUCTION))
 
@@ -30,7 +30,7 @@ def predictor(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
     plot.line(xs, ys, RECONSTRUCTION, markers=False)
     cuts = roc.get("theta") or []
     labels = [f"{number(c, 3)}" if c is not None else "∞" for c in cuts]
-    plot.remember("max cosine", xs, ys)
+    plot.remember("max cosine", xs, ys, most=60)
     title = f"Does max cosine tell which latents of {pair['large']} harm?"
     caption = (
         f"{len(xs)} cut-offs from {labels[0] if labels else '–'} up. The further above the diagonal, the better the "
@@ -71,14 +71,11 @@ def cumulative(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
         for row in rows if len(rows) > 1 else []:
             plot.faint(at, [None if v is None else 100 * v for v in row], series)
         plot.line(at, middle, series)
-        plot.remember(name, at, middle)
+        plot.remember(name, at, middle, most=50)
         known = [(n, m) for n, m in zip(at, middle, strict=True) if m is not None]
         least = min(known, key=lambda p: p[1])
-        ends = [row[-1] for row in rows]
-        rows_.append(
-            [words(name), num(len(rows)), num(at[-1]), pct(known[-1][1] / 100, signed=True)]
-            + [pct(least[1] / 100, signed=True), num(least[0]), pct(min(defined(ends), default=None), signed=True)]
-        )
+        changes = (pct(v / 100, signed=True) for v in (known[-1][1], least[1]))
+        rows_.append([words(name), num(len(rows)), num(at[-1]), *changes, num(least[0])])
     title = "Adding latents one after the other, in random orders"
     n_orders = max(len(rows) for _, _, rows in curves.values())
     caption = (
@@ -86,7 +83,7 @@ def cumulative(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
         f"{pair['small']}; a curve that turns up has added more than the error could take."
     )
     columns = [Column("latents", numeric=False), Column("orders"), Column("added"), Column("change at the end")]
-    columns += [Column("least"), Column("at so many"), Column("end of one order")]
+    columns += [Column("least"), Column("at so many")]
     table = Table(title, columns, rows_)
     return Figure(f"{fid}-cumulative", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data())
 
@@ -107,7 +104,7 @@ def swaps(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
         "change of MSE (symlog axis)",
     )
     plot.points(xs, ys, RECONSTRUCTION)
-    plot.remember("component", xs, ys, "number", [i for i, _, _ in drawn])
+    plot.remember("component", xs, ys, "number", [i for i, _, _ in drawn], most=500)
     plot.horizontal(0.0, rule="zero")
     plot.vertical(0.0, rule="zero")
     title = "Exchanging one component alone"
@@ -161,7 +158,8 @@ def scaling(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure 
     )
     caption = (
         f"{number(len(values))} latents of {pair['large']}. β = 1: {pair['small']}'s error holds the latent's whole "
-        f"contribution; 0: nothing of it is missing; adding the latent lowers the MSE exactly above ½. Medians: {medians}."
+        f"contribution; 0: nothing of it is missing; adding the latent lowers the MSE exactly above ½. "
+        f"Medians: {medians}."
     )
     if outside:
         caption += f" {number(outside)} beyond the axis are counted in its end bars."
@@ -192,7 +190,8 @@ def agreement(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figur
     for name, series in reversed(_GROUPS):
         mine = [p for p in drawn if (p[1] < theta) == (name == "novel")]
         plot.points([x for _, x, _ in mine], [y for _, _, y in mine], series, square=name == "novel")
-        plot.remember(name, [x for _, x, _ in mine], [y for _, _, y in mine], "latent", [i for i, _, _ in mine])
+        every = [p for p in known if (p[1] < theta) == (name == "novel")]
+        plot.remember(name, *([p[a] for p in every] for a in (1, 2)), "latent", [p[0] for p in every], most=300)
     above, r2 = found.get("decoder_cosine_above"), found.get("r2")
     title = "Do latents with like directions fire alike?"
     caption = (
@@ -220,13 +219,13 @@ def firing(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
                     bars.append((group, name, value, series if place == "where_fires" else NEUTRAL))
     if not bars:
         return None
+    legend = (("novel latents", NOVEL), ("reconstruction latents", RECONSTRUCTION), ("on other tokens", NEUTRAL))
     plot = Plot(
         Scale("linear", 0.0, 1.2 * max(v for _, _, v, _ in bars)),
         Scale("linear", len(bars) - 0.4, -0.6),
         "MSE (summed over d), mean over latents",
         "",
-        [Key("novel latents", NOVEL, "bar"), Key("reconstruction latents", RECONSTRUCTION, "bar")]
-        + [Key("on other tokens", NEUTRAL, "bar")],
+        [Key(name, s, "bar") for name, s in legend],
         y_names=[(i, name) for i, (_, name, _, _) in enumerate(bars)],
         height=90 + 27 * len(bars),
         left=200,

@@ -226,6 +226,8 @@ class Card:
     facts: Sequence[tuple[str, Cell]]
     contexts: Sequence[Context]
     n_contexts: int
+    histogram: Markup | None
+    """The activations in its windows."""
     silent: Sequence[Context]
     """Windows it does not fire in, those with the largest predictions."""
     families: Sequence[Line]

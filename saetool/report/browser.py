@@ -10,9 +10,9 @@ from saetool.report.pairs import Edge, Pair, components, shape
 from saetool.report.run import Run
 from saetool.report.svg import wrap
 
-N_LARGEST, N_ALIKE, N_SHAPES = 5, 2, 6
+N_LARGEST, N_ALIKE, N_SHAPES = 4, 2, 4
 """Components shown: the largest (at most two of one shape), then one of each of the most frequent other shapes."""
-MAX_NODES = 24
+MAX_NODES = 16
 """Latents drawn on one side of a component; its table says how many there are."""
 _ROW, _WIDTH, _SIDE = 28, 620, 205  # pixels
 

@@ -175,8 +175,13 @@ def _positions(run: Run, record: Artifact, index: int) -> Figure | None:
         caption += f" {number(off)} points below the axis are not drawn."
     columns = [Column("SAE", numeric=False), Column("position"), Column("tokens"), Column("EV"), Column("MSE")]
     rows = [
-        [words(s["name"]), num(part["ids"][i]), num(part["n"][i]), num(part["explained_variance"][i])]
-        + [num((part.get("mse") or [None] * len(part["ids"]))[i])]
+        [
+            words(s["name"]),
+            num(part["ids"][i]),
+            num(part["n"][i]),
+            num(part["explained_variance"][i]),
+            num((part.get("mse") or [None] * len(part["ids"]))[i]),
+        ]
         for s, part in known
         for i in thinned(list(range(len(part["ids"]))), 17)
     ]

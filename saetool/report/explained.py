@@ -127,8 +127,14 @@ def _costs(run: Run, files: list[Explained]) -> list[Any]:
             money = [u["cost"] for u in used if u.get("cost") is not None]
             failed = sum(sum((u.get("failures") or {}).values()) for u in used)
             rows.append(
-                [words(e.artifact.label, 50), words(_judge(e)), *map(num, total), num(failed)]
-                + [num(sum(money) if money else None), num(total[2] / max(len(e.records), 1), 3)]
+                [
+                    words(e.artifact.label, 50),
+                    words(_judge(e)),
+                    *map(num, total),
+                    num(failed),
+                    num(sum(money) if money else None),
+                    num(total[2] / max(len(e.records), 1), 3),
+                ]
             )
     if not asked:
         return []

@@ -9,7 +9,7 @@ from saetool.report.scales import Scale, log
 from saetool.report.svg import Key, Plot
 from saetool.report.thinning import thinned
 
-MAX_POINTS = 2_000
+MAX_POINTS = 1_000
 _BINS = [round(-1 + i * 0.1, 1) for i in range(21)]
 
 

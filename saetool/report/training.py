@@ -132,7 +132,7 @@ def _curve(run: Run, logs: _Logs, index: int, quantity: _Quantity) -> Figure | N
     for n, records in logs.items():
         drawn = thinned(records, _MOST_POINTS)
         plot.line([r["step"] for r in drawn], [r[name] for r in drawn], run.series(n))
-        plot.remember(n, [r["step"] for r in records], [r[name] for r in records], most=_MOST_POINTS)
+        plot.remember(n, [r["step"] for r in records], [r[name] for r in records], most=_MOST_POINTS // 2)
     longest = max(len(r) for r in logs.values())
     said = [f"{len(values):,} logged values. {quantity.reading}"]
     if longest > _MOST_POINTS:
