@@ -93,7 +93,7 @@ def component_figure(
         Column("description", numeric=False),
         Column("cosine"),
     ]
-    shown = sorted(component, key=lambda e: (-e[2], e[0], e[1]))[: 2 * MAX_NODES]
+    shown = sorted(component, key=lambda e: (-e[2], e[0], e[1]))[:MAX_NODES]
     rows = [
         [
             linked(a, run.link(pair["small_sha256"], a)),

@@ -72,9 +72,9 @@ def latents(run: Run, chosen: Chosen) -> Section | None:
         "Open a latent to see the text it fires on, how well its description predicts that, and, as links, the "
         "latents of other SAEs it is close to, the family it is exchanged with, and the meta-latents it is made of. "
         "Highlights grow with the activation, in tenths of the latent's largest in its windows; hovering gives values. "
-        "Windows come strongest first, with what each was used for and its largest activation; the histogram counts the "
-        "tokens of all the latent's windows, which are its strongest and some others, not a sample of all text. A family "
-        "is the latents that are exchanged together when one SAE is turned into the other."
+        "Windows come strongest first, with what each was used for and its largest activation; the histogram counts "
+        "the tokens of all the latent's windows, which are its strongest and some others, not a sample of all text. A "
+        "family is the latents that are exchanged together when one SAE is turned into the other."
     )
     return Section("latents", "Latents", intro, blocks)
 

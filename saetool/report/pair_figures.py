@@ -10,7 +10,7 @@ from saetool.report.scales import Scale, defined, linear, symlog
 from saetool.report.svg import Key, Plot
 from saetool.report.thinning import thinned
 
-MAX_POINTS = 2_000
+MAX_POINTS = 1_500
 """Points drawn of a scatter plot; beyond it an even sample is drawn and the caption says so."""
 _N_BINS = 40
 

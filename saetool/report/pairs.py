@@ -9,7 +9,7 @@ from saetool.report.run import Run
 
 NOVEL, RECONSTRUCTION, NEUTRAL = 1, 0, 6
 """Series (colour, dash, marker) of the two groups of latents, and of lines for comparison."""
-TABLE_ROWS = 25
+TABLE_ROWS = 16
 """Rows of the table under a curve; it says how many points there are."""
 
 Pair = dict[str, Any]

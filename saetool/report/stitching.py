@@ -105,16 +105,23 @@ def _pair(run: Run, artifact: Artifact, pair: Pair, index: int, *, first: bool) 
     fid = f"pair-{index}"
     figures: list[Figure | None] = [closeness(pair, theta, fid)]
     further: list[Figure | None] = []
+    elsewhere = ""
     data = pair.get("data")
     if data:
-        figures += [effects(run, pair, data, theta, fid), group_effects(pair, data, theta, fid)]
+        if first:
+            figures += [effects(run, pair, data, theta, fid), group_effects(pair, data, theta, fid)]
+        else:
+            elsewhere = (
+                "What each latent does alone, and groups over θ, do not depend on the θ chosen: see the same pair "
+            )
+            elsewhere += "above."
         figures += [cumulative(pair, data, fid)]
         if data.get("path"):
             figures += [path_error(pair, data, fid), path_sparsity(pair, data, fid), losses(pair, data, fid)]
-        further = [swaps(pair, data, fid), scaling(pair, data, theta, fid), firing(pair, data, fid)]
+        further = [swaps(pair, data, fid), firing(pair, data, fid)]
         if first:
-            further += [predictor(pair, data, fid), agreement(pair, data, theta, fid)]
-    blocks: list[Any] = [Figures([f for f in figures if f])]
+            further += [scaling(pair, data, theta, fid), predictor(pair, data, fid), agreement(pair, data, theta, fid)]
+    blocks: list[Any] = [Figures([f for f in figures if f]), *([Text(elsewhere)] if elsewhere else [])]
     if data is None:
         blocks.append(Text("Effects on reconstruction were not measured: give saetool stitch an activation cache."))
     if drawn := [f for f in further if f]:

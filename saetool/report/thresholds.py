@@ -10,7 +10,7 @@ from saetool.report.scales import defined, linear
 from saetool.report.svg import Plot
 from saetool.report.thinning import thinned, thinned_note
 
-_TABLE_ROWS = 25
+_TABLE_ROWS = 12
 _COLUMNS = (
     Column("SAE", numeric=False),
     Column("method", numeric=False),

@@ -54,9 +54,9 @@ _QUANTITIES = (
     ),
     _Quantity("lr", "Learning rate", "learning rate", "Warm-up and decay as they were.", from_zero=True),
 )
-_MOST_POINTS = 150
+_MOST_POINTS = 100
 """Points drawn of one curve."""
-_TABLE_ROWS = 25
+_TABLE_ROWS = 12
 
 
 def training(run: Run) -> Section | None:
