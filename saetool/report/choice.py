@@ -45,7 +45,7 @@ class Chosen:
 
 
 def choose_cards(run: Run) -> Chosen:
-    """Latents of every explanations file by ``run.look``, then up to a quarter as many relatives, most linked first.
+    """Latents of every explanations file by ``run.look``, then up to half as many relatives, most linked first.
 
     Raises ``ConfigError`` if a latent that was listed has no explanation.
     """
@@ -72,7 +72,7 @@ def choose_cards(run: Run) -> Chosen:
         kin.update(k for r in relatives.of(key) for n, _ in r.found if (k := (r.sae, n)) not in asked and r.sae)
     drawn = dict.fromkeys(k for k in members_of_examples(run) if k not in asked)
     ranked = sorted(kin, key=lambda k: (-kin[k], k not in records, k))
-    ranked = [*drawn, *(k for k in ranked if k not in drawn)][: max(len(drawn), look.features // 4)]
+    ranked = [*drawn, *(k for k in ranked if k not in drawn)][: max(len(drawn), look.features // 2)]
     for sae, _ in ranked:
         names.setdefault(sae, (relatives.name(sae), None))
     shelves = []
