@@ -139,7 +139,7 @@ def _costs(run: Run, files: list[Explained]) -> list[Any]:
     if not asked:
         return []
     if not rows:
-        return [Text("What the calls cost is in the run's log: saetool autointerp --log autointerp.log.jsonl.")]
+        return [Text("What the calls cost is in the run's log: saetool autointerp --log calls.jsonl.")]
     columns = [
         Column("explanations", numeric=False),
         Column("language model", numeric=False),

@@ -284,13 +284,17 @@ def wrap(width: int, height: float, title: str, description: str, inside: str) -
 
 def _axes(plot: Plot) -> str:
     out = []
-    for value, text in plot.x.ticks():
-        px = plot.x(value)
+    used: list[tuple[float, float]] = []
+    # Zero first: on a symlog axis the labels next to it may have no room.
+    for value, text in sorted(plot.x.ticks(), key=lambda t: t[0] != 0):
+        px, half = plot.x(value), 0.5 * _CHARACTER * len(text) + 2
         out.append(f'<path class="grid" d="M{px:.1f} {plot.top}V{plot.bottom}"/>')
+        if any(px - half < end and start < px + half for start, end in used):
+            continue
+        used.append((px - half, px + half))
         out.append(f'<text x="{px:.1f}" y="{plot.bottom + 17}" text-anchor="middle">{escape(text)}</text>')
     named = plot.y_names
     taken: list[float] = []
-    # Zero first: on a symlog axis the labels next to it may have no room.
     for value, text in sorted(plot.y.ticks(), key=lambda t: t[0] != 0) if named is None else named:
         py = plot.y(value)
         if any(abs(py - other) < 13 for other in taken):

@@ -1,18 +1,20 @@
 """What artifacts hold beyond the essentials is on the page: each figure and table equals its artifact."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from synthetic_parts import PROFILE, STATISTICS
-from synthetic_run import SyntheticRun
+from synthetic_run import WORDS, SyntheticRun
 from test_report import Parsed, build, payload
 from typer.testing import CliRunner
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.cli import app
+from saetool.config import ReportConfig
 from saetool.report import behaviour, collect, sections, splits
 from saetool.report.figure_data import csv_of, figures_of
 from saetool.report.pairs import components
@@ -165,7 +167,7 @@ def test_evaluations_intervals_bounds_and_positions_are_the_records(figures: dic
 def test_tokens_are_ranked_by_their_share_of_the_error_and_shown_as_text(page: Parsed) -> None:
     rows = page.tables["Tokens that hold most of sae-64.st's error"]
     assert [row[1] for row in rows] == [0, 30, 12, 6]  # 900·1, 500·0.5, 40·2, 3·3
-    assert [row[0] for row in rows[:2]] == ['" the"', '" he"']
+    assert [row[0] for row in rows[:2]] == [f'"{WORDS[0]}"', f'"{WORDS[30]}"']
     assert sum(row[4] for row in rows) == pytest.approx(1)
 
 
@@ -219,8 +221,7 @@ def test_the_cost_of_calls_is_added_up_over_the_sessions_of_its_log(run_dir: Pat
 def test_a_page_keeps_near_its_budget_unless_the_number_of_cards_is_given(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saetool.commands import report
-    from saetool.config import ReportConfig
+    report = importlib.import_module("saetool.commands.report")  # the package's own name is the function
 
     def cards(*more: str) -> tuple[int, int]:
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}.html"
@@ -233,4 +234,4 @@ def test_a_page_keeps_near_its_budget_unless_the_number_of_cards_is_given(
     monkeypatch.setattr(report, "LEAST_CARDS", 3)
     fewer, smaller = cards()
     assert 3 <= fewer < whole and smaller < size
-    assert cards("--features", "200") == (whole, size)
+    assert cards("--features", "200")[0] == whole
