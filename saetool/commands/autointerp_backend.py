@@ -282,7 +282,7 @@ def logging(path: Path | None, plan: h.Plan) -> Iterator[Callable[[dict[str, Any
         raise ArtifactError(f"--log {path}: cannot be written ({error.strerror})") from None
     with file:
         header = h.Plan("autointerp", h.RUN_LOG, {"key": plan.key}, plan.inputs).header()
-        file.write(h.canonical({container.METADATA_KEY: header.to_json()}) + "\n")
+        file.write(h.canonical({"event": "session", container.METADATA_KEY: header.to_json()}) + "\n")
 
         def write(record: dict[str, Any]) -> None:
             file.write(json.dumps({"time": time.time(), **record}, ensure_ascii=False) + "\n")

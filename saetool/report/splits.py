@@ -80,7 +80,7 @@ def _figure(pairs: Sequence[tuple[Artifact, Pair]]) -> Figure:
         "",
         [Key(name, series, "bar") for _, name, series in FATES],
         y_names=names,
-        width=640,
+        width=820,
         height=round(70 + 25 * at),
         left=160,
     )
