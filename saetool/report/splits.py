@@ -45,7 +45,7 @@ def splits(run: Run, pairs: Sequence[tuple[Artifact, Pair]]) -> Group:
     if examples:
         said = (
             f"{len(examples)} of the latents that split, those with most descriptions among their parts first. The "
-            "lines are cosines of decoder rows. More families are under each pair below, and on every card its latent's."
+            "lines are cosines of decoder rows. More families are under each pair below, and on the cards."
         )
         blocks += [Text(said), Figures(examples)]
     return Group("splits", "Who splits into whom", blocks)
