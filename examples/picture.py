@@ -1,4 +1,4 @@
-"""Take the README's picture: the stitching figures of one pair, as the page shows them.
+"""Take the README's picture: who splits into whom, as the page shows it.
 
 python examples/picture.py quickstart/report.html examples/report.png     (needs Chromium and playwright)
 """
@@ -16,10 +16,5 @@ with sync_playwright() as playwright:
     )
     page = chromium.new_page(viewport={"width": 1060, "height": 900}, color_scheme="light")
     page.goto(page_file.as_uri())
-    boxes = [figure.bounding_box() for figure in page.locator("#stitching figure").all()]
-    four = [box for box in boxes if box and box["width"] > 300][:4]
-    left, top = min(b["x"] for b in four) - 12, min(b["y"] for b in four) - 12
-    right, bottom = max(b["x"] + b["width"] for b in four) + 12, max(b["y"] + b["height"] for b in four) + 12
-    clip = {"x": left, "y": top, "width": right - left, "height": bottom - top}
-    page.screenshot(path=picture, clip=clip, full_page=True)
+    page.locator("#splits").screenshot(path=picture)
     chromium.close()

@@ -415,10 +415,12 @@ class ReportConfig:
     """Latents shown as cards, over all explanations."""
     pick: str = "mixed"
     """Which latents: mixed, top, worst, random, or @FILE."""
-    contexts: int = 8
+    contexts: int = 6
     """Windows of text on a card."""
     theme: str = "auto"
     """auto (as the reader's system), light or dark."""
+    budget: str = "3MB"
+    """Size that a page is kept near by fewer cards, where their number is not given."""
     max_size: str = "10MB"
     """The page's largest size; above it there are fewer cards."""
     seed: int = 0

@@ -27,6 +27,7 @@ META = "saetool/meta@1"
 EXPLANATIONS = "saetool/explanations@1"
 WINDOWS = "saetool/windows@1"
 TRAIN_LOG = "saetool/trainlog@2"
+RUN_LOG = "saetool/runlog@1"
 REPORT = "saetool/report@1"
 EXPORT = "saetool/export@1"
 
@@ -42,6 +43,7 @@ KINDS = {
     EXPLANATIONS: "explanations",
     WINDOWS: "explanation windows",
     TRAIN_LOG: "a training log",
+    RUN_LOG: "a log of calls",
     REPORT: "a report",
     EXPORT: "an SAE exported for another library",
 }

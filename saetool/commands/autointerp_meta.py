@@ -170,7 +170,7 @@ async def _work(job: Job, plan: h.Plan, base: "Base") -> None:
     if backend.offline:
         _write(job, plan, base, found, None)
         return
-    async with sessions.opened(job) as session:
+    async with sessions.opened(job, plan) as session:
         limit = config.max_output_tokens
         made = meta_labels.MetaLabels(
             z, base.tables, base.members, session.explain, config.n_options, limit, config.temperature

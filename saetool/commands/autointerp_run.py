@@ -137,7 +137,7 @@ async def _by_model(job: Job, plan: h.Plan, source: Source, found: "list[Explain
     from saetool.engines.judges import ModelJudge
 
     config, strings = job.config, source.strings
-    async with sessions.opened(job) as session:
+    async with sessions.opened(job, plan) as session:
         judge = ModelJudge(
             session.judge, strings, by_probability=job.backend.by_probability, limit=config.max_output_tokens
         )

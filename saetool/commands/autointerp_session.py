@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from saetool.artifacts import container
+from saetool.artifacts import header as h
 from saetool.commands.autointerp_backend import Backend, client
 from saetool.commands.autointerp_job import Job
 from saetool.console import Interruption
@@ -57,11 +59,12 @@ class Session:
 
 
 @contextlib.asynccontextmanager
-async def opened(job: Job) -> AsyncIterator[Session]:
-    """The callers of ``job``, closed at the end; what they used then goes to the log. A dry run calls nobody."""
+async def opened(job: Job, plan: h.Plan) -> AsyncIterator[Session]:
+    """The callers of ``job``, which makes ``plan``. They are closed at the end; what they used goes to the log. A dry
+    run calls nobody."""
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(_store(job))
-        log = stack.enter_context(_logging(None if job.dry_run else job.log))
+        log = stack.enter_context(_logging(None if job.dry_run else job.log, plan))
         interruption = None if job.dry_run else stack.enter_context(Interruption())
         session = await _session(job, kept, log, interruption)
         try:
@@ -128,8 +131,8 @@ async def _session(
 
 
 @contextlib.contextmanager
-def _logging(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends records with a time to the log at ``path``; does nothing without one."""
+def _logging(path: Path | None, plan: h.Plan) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Appends records with a time to the log at ``path``, after a header that says what is made; or does nothing."""
     if path is None:
         yield lambda record: None
         return
@@ -138,6 +141,8 @@ def _logging(path: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     except OSError as error:
         raise ArtifactError(f"--log {path}: cannot be written ({error.strerror})") from None
     with file:
+        header = h.Plan("autointerp", h.RUN_LOG, {"key": plan.key}, plan.inputs).header()
+        file.write(h.canonical({"event": "session", container.METADATA_KEY: header.to_json()}) + "\n")
 
         def write(record: dict[str, Any]) -> None:
             file.write(json.dumps({"time": time.time(), **record}, ensure_ascii=False) + "\n")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PICKS = ("mixed", "top", "worst", "random")
 THEMES = ("auto", "light", "dark")
+LEAST_CARDS = 50
+"""Cards that a page keeps although it passes its budget, unless their number was given."""
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -36,8 +38,12 @@ def report(
     ),
     title: Annotated[str, typer.Option(help="The page's title.")] = ReportConfig.title,
     features: Annotated[
-        int, typer.Option(help="Latents shown as cards, over all explanations.")
-    ] = ReportConfig.features,
+        int | None,
+        typer.Option(
+            help="Latents shown as cards, over all explanations.",
+            show_default=f"{ReportConfig.features}, fewer on a page that would pass {ReportConfig.budget}",
+        ),
+    ] = None,
     pick: Annotated[
         str, typer.Option(help="Which latents: mixed, top, worst, random, or @FILE with LATENT or SAE.st:LATENT lines.")
     ] = ReportConfig.pick,
@@ -69,13 +75,13 @@ def report(
     from saetool.report.provenance import inputs_of
     from saetool.report.run import Look
 
-    if features < 0:
+    if features is not None and features < 0:
         raise ConfigError(f"--features {features}: must not be negative")
     if contexts < 0:
         raise ConfigError(f"--contexts {contexts}: must not be negative")
     if theme not in THEMES:
         raise ConfigError(f"--theme {theme}: is none of {', '.join(THEMES)}")
-    look = Look(features, contexts, pick, _listed(pick), seed)
+    look = Look(ReportConfig.features if features is None else features, contexts, pick, _listed(pick), seed)
     form = render.Form(theme, not no_js)
     limit = _bytes(max_size)
     console = Console(quiet=quiet, as_json=json_)
@@ -104,7 +110,8 @@ def report(
         console.emit(plan.header(), out, h.sha256_file(out), metrics, fresh=False)
     else:
         header = plan.header()
-        page, content = _within(limit, max_size, found, title, look, header, form)
+        budget, least = (limit, 0) if features is not None else (min(limit, _bytes(ReportConfig.budget)), LEAST_CARDS)
+        page, content = _within(limit, max_size, found, title, look, header, form, budget, least)
         sha256 = container.write_bytes(out, content)
         if data is not None and not data_fresh:
             _write_data(data, page, header)
@@ -159,9 +166,20 @@ def _bytes(size: str) -> int:
 
 
 def _within(
-    limit: int, said: str, found: "Found", title: str, look: "Look", header: h.Header, form: "Form"
+    limit: int,
+    said: str,
+    found: "Found",
+    title: str,
+    look: "Look",
+    header: h.Header,
+    form: "Form",
+    budget: int,
+    least: int,
 ) -> "tuple[Page, bytes]":
-    """The page and its bytes, with as many of the cards asked for as keep it below ``limit``."""
+    """The page and its bytes, with as many of the cards asked for as keep it near or below ``budget``, but ``least``.
+
+    Raises ``ArtifactError`` where no card at all keeps it below ``limit``.
+    """
     from dataclasses import replace
 
     from saetool.report import render, sections
@@ -172,23 +190,25 @@ def _within(
         )
         return page, render.render(page, header, form)
 
-    full = made(look.features)
-    if len(full[1]) <= limit:
-        return full
-    empty = made(0)
-    if len(empty[1]) > limit:
+    best = made(look.features)
+    if len(best[1]) <= budget or not look.features:
+        n = look.features
+    else:
+        empty = made(0)
+        each = (len(best[1]) - len(empty[1])) / look.features
+        n = look.features
+        while len(best[1]) > budget and n > least:  # cards differ in size: the first guess may be some too many
+            guess = int((budget - len(empty[1])) / each) if n == look.features and each else 0
+            n = max(least, min(guess or int(0.9 * n), n - 1))
+            best = made(n) if n else empty
+    while len(best[1]) > limit and n:
+        n = int(0.8 * n)
+        best = made(n)
+    if len(best[1]) > limit:
         raise ArtifactError(
-            f"the page without any card has {len(empty[1]):,} bytes, more than --max-size {said}",
+            f"the page without any card has {len(best[1]):,} bytes, more than --max-size {said}",
             "give fewer artifacts, or a larger --max-size",
         )
-    low, high, best = 0, look.features, empty
-    while high - low > max(1, look.features // 50):  # a page is made for each try: near enough is enough
-        middle = (low + high) // 2
-        tried = made(middle)
-        if len(tried[1]) <= limit:
-            low, best = middle, tried
-        else:
-            high = middle
     return best
 
 

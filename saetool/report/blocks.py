@@ -4,6 +4,7 @@ Every number in a table is a ``Cell`` that carries its exact value beside the ro
 read back and compared with the artifacts.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,11 @@ def words(text: object, limit: int = 0) -> Cell:
     return Cell(whole, mark="keep" if len(whole) <= 36 else "long")
 
 
+def quoted(token: str) -> str:
+    """A token's text in quotation marks, so that its spaces can be seen."""
+    return json.dumps(token, ensure_ascii=False)
+
+
 def linked(latent: int, href: str) -> Cell:
     """A latent's number, leading to its card if it has one."""
     return Cell(number(latent), latent, href=href)
@@ -114,6 +120,13 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A sentence with links: (text, ``#…`` or nothing)."""
+
+    parts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Figure:
     """A drawing with what is seen in it, the numbers behind it as a table, and what hovering shows."""
 
@@ -127,6 +140,10 @@ class Figure:
     data: Table | None = None
     """All points, exactly, where ``table`` shows a part of them."""
     wide: bool = False
+    dense: bool = False
+    """Whether a narrow window must scroll it rather than shrink it: small writing."""
+    links: Line | None = None
+    """Where on the page what is drawn leads to."""
 
 
 @dataclass(frozen=True)
@@ -197,13 +214,6 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A sentence with links: (text, ``#…`` or nothing)."""
-
-    parts: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Card:
     """All that is known of one latent."""
 
@@ -216,6 +226,8 @@ class Card:
     facts: Sequence[tuple[str, Cell]]
     contexts: Sequence[Context]
     n_contexts: int
+    histogram: Markup | None
+    """The activations in its windows."""
     silent: Sequence[Context]
     """Windows it does not fire in, those with the largest predictions."""
     families: Sequence[Line]

@@ -1,17 +1,18 @@
 """Components of a stitched pair to look at: small latents left, large right, an edge for each cosine above theta."""
 
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import escape
 
-from saetool.report.blocks import Column, Disclosure, Figure, Figures, Table, Text, linked, num, number, words
+from saetool.report.blocks import Column, Disclosure, Figure, Figures, Line, Table, Text, linked, num, number, words
 from saetool.report.pairs import Edge, Pair, components, shape
 from saetool.report.run import Run
 from saetool.report.svg import wrap
 
-N_LARGEST, N_ALIKE, N_SHAPES = 5, 2, 6
+N_LARGEST, N_ALIKE, N_SHAPES = 4, 2, 4
 """Components shown: the largest (at most two of one shape), then one of each of the most frequent other shapes."""
-MAX_NODES = 24
+MAX_NODES = 16
 """Latents drawn on one side of a component; its table says how many there are."""
 _ROW, _WIDTH, _SIDE = 28, 620, 205  # pixels
 
@@ -58,14 +59,33 @@ def _described(run: Run, pair: dict[str, Any], component: list[Edge]) -> int:
 
 
 def _component(run: Run, pair: dict[str, Any], component: list[Edge], fid: str) -> Disclosure:
+    figure = component_figure(run, pair, component, fid)
+    small = sorted({a for a, _, _ in component})
+    large = sorted({b for _, b, _ in component})
+    said = [run.description(pair["small_sha256"], a) for a in small]
+    said += [run.description(pair["large_sha256"], b) for b in large]
+    hint = next((d for d in said if d), None)
+    summary = f"{_title(small, large)}: small {_listed(small)} – large {_listed(large)}" + (
+        f" · {hint[:70]}" if hint else ""
+    )
+    return Disclosure(summary, [Figures([figure])])
+
+
+def _title(small: list[int], large: list[int]) -> str:
+    return f"{len(small)} → {len(large)} latents"
+
+
+def component_figure(
+    run: Run, pair: dict[str, Any], component: list[Edge], fid: str, more: str = "", *, beside: bool = False
+) -> Figure:
+    """One component as a drawing, its edges as a table that links to cards, and links to its latents."""
     small = sorted({a for a, _, _ in component})
     large = sorted({b for _, b, _ in component})
     names = {
         **{(0, a): run.description(pair["small_sha256"], a) for a in small},
         **{(1, b): run.description(pair["large_sha256"], b) for b in large},
     }
-    title = f"{len(small)} → {len(large)} latents"
-    hint = next((d for d in names.values() if d), None)
+    title = _title(small, large)
     columns = [
         Column(f"latent of {pair['small']}"),
         Column("description", numeric=False),
@@ -73,7 +93,7 @@ def _component(run: Run, pair: dict[str, Any], component: list[Edge], fid: str) 
         Column("description", numeric=False),
         Column("cosine"),
     ]
-    shown = sorted(component, key=lambda e: (-e[2], e[0], e[1]))[: 2 * MAX_NODES]
+    shown = sorted(component, key=lambda e: (-e[2], e[0], e[1]))[:MAX_NODES]
     rows = [
         [
             linked(a, run.link(pair["small_sha256"], a)),
@@ -86,8 +106,8 @@ def _component(run: Run, pair: dict[str, Any], component: list[Edge], fid: str) 
     ]
     note = f"The {len(shown)} largest of {number(len(component))} cosines." if len(shown) < len(component) else ""
     table = Table(f"Edges of the component {title}", columns, rows, note=note)
-    summary = f"{title}: small {_listed(small)} – large {_listed(large)}" + (f" · {hint[:70]}" if hint else "")
-    return Disclosure(summary, [Figures([_figure(pair, component, small, large, names, title, fid, table)])])
+    drawn = _figure(run, pair, component, small, large, names, title, fid, table, more)
+    return replace(drawn, wide=False, dense=True) if beside else drawn
 
 
 def _listed(ids: list[int]) -> str:
@@ -95,6 +115,7 @@ def _listed(ids: list[int]) -> str:
 
 
 def _figure(
+    run: Run,
     pair: dict[str, Any],
     component: list[Edge],
     small: list[int],
@@ -103,6 +124,7 @@ def _figure(
     title: str,
     fid: str,
     table: Table,
+    more: str,
 ) -> Figure:
     """The component as a drawing; sides longer than ``MAX_NODES`` show the latents with the strongest edges."""
     strongest = sorted(component, key=lambda e: (-e[2], e[0], e[1]))
@@ -142,7 +164,24 @@ def _figure(
     if len(left) < len(small) or len(right) < len(large):
         caption += f" Drawn: the {len(left)} and {len(right)} with the largest cosines."
     drawing = wrap(_WIDTH, height, f"Component {title}", caption, "".join(out))
-    return Figure(fid, f"Component {title}", caption, drawing, table, wide=True)
+    what = f"{pair['small']} → {pair['large']}: {title}" + (f", {more}" if more else "")
+    return Figure(fid, what, caption, drawing, table, wide=True, links=_links(run, pair, left, right))
+
+
+def _links(run: Run, pair: dict[str, Any], left: list[int], right: list[int]) -> Line | None:
+    """The drawn latents that have a card, as links; None if none has."""
+    parts: list[tuple[str, str]] = []
+    for name, sha256, ids in (
+        (pair["small"], pair["small_sha256"], left),
+        (pair["large"], pair["large_sha256"], right),
+    ):
+        links = [(i, run.link(sha256, i)) for i in ids]
+        if any(href for _, href in links):
+            parts.append((f"{'; ' if parts else 'Open: '}{name} ", ""))
+            for n, (i, href) in enumerate(p for p in links if p[1]):
+                parts += [(", ", "")] if n else []
+                parts.append((str(i), href))
+    return Line(parts) if parts else None
 
 
 def _by_neighbour(right: list[int], left: list[int], component: list[Edge]) -> list[int]:

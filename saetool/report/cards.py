@@ -1,6 +1,9 @@
 """Cards of single latents: where it fires, its scores, its relatives in other SAEs, its families and meta-latents."""
 
+from collections.abc import Sequence
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from saetool.report.blocks import (
     Card,
@@ -20,9 +23,10 @@ from saetool.report.browser import component_id, drawn_components
 from saetool.report.choice import Chosen, Record, Shelf
 from saetool.report.collect import strings_of
 from saetool.report.contexts import Shown, contexts
-from saetool.report.pairs import pairs_of
+from saetool.report.pairs import histogram, pairs_of
 from saetool.report.relatives import Family, Key, Relation
 from saetool.report.run import Run, score
+from saetool.report.svg import wrap
 
 KIN_CONTEXTS = 2
 """Contexts on the card of a latent that is there because another card speaks of it."""
@@ -67,7 +71,10 @@ def latents(run: Run, chosen: Chosen) -> Section | None:
     intro = (
         "Open a latent to see the text it fires on, how well its description predicts that, and, as links, the "
         "latents of other SAEs it is close to, the family it is exchanged with, and the meta-latents it is made of. "
-        "Highlights grow with the activation, in tenths of the latent's largest in its windows; hovering gives values."
+        "Highlights grow with the activation, in tenths of the latent's largest in its windows; hovering gives values. "
+        "Windows come strongest first, with what each was used for and its largest activation; the histogram counts "
+        "the tokens of all the latent's windows, which are its strongest and some others, not a sample of all text. A "
+        "family is the latents that are exchanged together when one SAE is turned into the other."
     )
     return Section("latents", "Latents", intro, blocks)
 
@@ -88,7 +95,23 @@ def _note(run: Run, shelf: Shelf, strings: dict[int, str] | None) -> str:
         note += " Contexts need the windows file written beside the explanations."
     elif shelf.explained.windows is not None and strings is None:
         note += " Tokens are shown by number: their text needs the activation cache given as well."
-    return note
+    return f"{note} Which next tokens a latent raises or lowers (its logits) no artifact holds."
+
+
+def activation_histogram(values: Sequence[float]) -> Markup | None:
+    """How strong the activations in a latent's windows are, small enough for a card; None without any."""
+    if not values:
+        return None
+    top, n = max(values), 24
+    counts = histogram(values, [top * i / n for i in range(n + 1)])
+    high = max(counts)
+    bars = "".join(
+        f"M{4 + 9 * i} 44v-{max(38 * c / high, 1):.0f}h8V44z" for i, c in enumerate(counts) if c
+    )  # fmt: skip
+    said = f"{len(values):,} tokens with an activation, from 0 to {number(top, 3)}; at most {high:,} in one bar"
+    drawing = f'<path class="bar s1" d="{bars}"/><path class="axis" d="M4 44.5H220"/>'
+    drawing += f'<text x="4" y="57">0</text><text x="220" y="57" text-anchor="end">{escape(number(top, 3))}</text>'
+    return wrap(224, 60, "Activations in its windows", said, drawing)
 
 
 def _drawn(run: Run) -> dict[tuple[int, Any], str]:
@@ -128,6 +151,7 @@ def _card(
         _facts(record) if record else [],
         shown.active,
         shown.n_active,
+        activation_histogram(shown.activations),
         shown.silent,
         [_family(run, family, key, drawn) for family in chosen.relatives.families(key)],
         tables,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from saetool.errors import ConfigError
-from saetool.report.quality import thinned
 from saetool.report.relatives import Key, Relatives
 from saetool.report.run import Explained, Look, Run, score
+from saetool.report.splits import members_of_examples
+from saetool.report.thinning import thinned
 
 Record = dict[str, Any]
 
@@ -44,7 +45,7 @@ class Chosen:
 
 
 def choose_cards(run: Run) -> Chosen:
-    """Latents of every explanations file by ``run.look``, then up to as many of their relatives, most linked first.
+    """Latents of every explanations file by ``run.look``, then up to half as many relatives, most linked first.
 
     Raises ``ConfigError`` if a latent that was listed has no explanation.
     """
@@ -69,7 +70,9 @@ def choose_cards(run: Run) -> Chosen:
     kin: Counter[Key] = Counter()
     for key in asked:
         kin.update(k for r in relatives.of(key) for n, _ in r.found if (k := (r.sae, n)) not in asked and r.sae)
-    ranked = sorted(kin, key=lambda k: (-kin[k], k not in records, k))[: look.features]
+    drawn = dict.fromkeys(k for k in members_of_examples(run) if k not in asked)
+    ranked = sorted(kin, key=lambda k: (-kin[k], k not in records, k))
+    ranked = [*drawn, *(k for k in ranked if k not in drawn)][: max(len(drawn), look.features // 2)]
     for sae, _ in ranked:
         names.setdefault(sae, (relatives.name(sae), None))
     shelves = []

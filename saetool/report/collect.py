@@ -21,7 +21,7 @@ MAX_ENTRIES = 100_000
 MAX_DEPTH = 12
 _MAX_JSON = 1 << 30  # bytes; no record of ours is near it
 _SKIPPED = {"__pycache__", "node_modules"}
-_ORDER = [h.CACHE, h.SAE, h.TRAIN_LOG, h.EVAL, h.STITCH, h.META, h.EXPLANATIONS, h.WINDOWS]
+_ORDER = [h.CACHE, h.SAE, h.TRAIN_LOG, h.EVAL, h.STITCH, h.META, h.EXPLANATIONS, h.WINDOWS, h.RUN_LOG]
 """Kinds the page is made from, in the order of the pipeline."""
 
 Form = Literal["tensors", "json", "jsonl"]
@@ -285,11 +285,26 @@ def _read(path: Path, label: str, *, asked: bool) -> Artifact | None:
     header, payload = h.parse(h.finite(header.to_json()), str(path)), h.finite(payload)
     if header.schema == h.TRAIN_LOG:  # a log that several runs were appended to holds several headers
         payload = [train_log.ours(record) for record in payload if container.METADATA_KEY not in record]
+    if header.schema == h.RUN_LOG:
+        payload = _usages(header, payload)
     if problem := shapes.mismatch(header, payload):
         raise ArtifactError(f"{path}: is damaged ({problem})")
     if header.schema == h.WINDOWS:
         payload = _windows(path)
     return Artifact(path, label, h.sha256_file(path), header, payload)
+
+
+def _usages(header: h.Header, records: list[Any]) -> list[dict[str, Any]]:
+    """What each session of a log used, with the key of what it made (``of``): a log holds a header for each."""
+    of = header.history[-1]["options"].get("key") if header.history else None
+    out = []
+    for record in records:
+        if container.METADATA_KEY in record:
+            history = record[container.METADATA_KEY].get("history") or [{}]
+            of = (history[-1].get("options") or {}).get("key")
+        elif record.get("event") == "usage":
+            out.append(record | {"of": of})
+    return out
 
 
 def _windows(path: Path) -> Windows:
@@ -314,8 +329,12 @@ def strings_of(found: Found, windows: Artifact) -> dict[int, str] | None:
     stated = windows.header.config.get("strings")
     if isinstance(stated, dict):
         return {int(k): str(v) for k, v in stated.items() if str(k).isdecimal()}
+    return vocabulary_of(found, {item["sha256"] for item in windows.header.inputs})
+
+
+def vocabulary_of(found: Found, hashes: set[str]) -> dict[int, str] | None:
+    """The strings of a cache that is among these inputs (or the only one, if there are no inputs); None without it."""
     caches = found.of(h.CACHE)
-    hashes = {item["sha256"] for item in windows.header.inputs}
     mine = [c for c in caches if c.sha256 in hashes] or (caches if len(caches) == 1 and not hashes else [])
     for cache in mine:
         file = cache.path / "vocabulary.json"

@@ -8,8 +8,8 @@ import numpy as np
 
 from saetool.report.blocks import Context, Token, number
 from saetool.report.collect import Artifact, Windows
-from saetool.report.quality import thinned
 from saetool.report.run import stated
+from saetool.report.thinning import thinned
 
 N_SILENT = 2
 """Windows without an activation on a card: where the description expects one."""
@@ -31,6 +31,8 @@ class Shown:
     active: list[Context]
     n_active: int
     silent: list[Context]
+    activations: tuple[float, ...] = ()
+    """Every activation above 0 in the latent's windows."""
 
 
 def contexts(
@@ -54,7 +56,9 @@ def contexts(
     page = _Page(data, strings, roles, max([*peaks.values(), 1e-30]), scale)
     expected = {r: _finite(data.pred[r].max(initial=0.0)) for r in rows if not peaks[r] and page.predicted(r)}
     wrong = sorted((r for r in expected if expected[r] > 0), key=lambda r: (-expected[r], r))[:N_SILENT]
-    return Shown([page.context(r, peaks[r]) for r in chosen], len(active), [page.context(r, 0.0) for r in wrong])
+    above = [v for r in active for v in data.acts[r][: int(data.length[r])].tolist() if math.isfinite(v) and v > 0]
+    silent = [page.context(r, 0.0) for r in wrong]
+    return Shown([page.context(r, peaks[r]) for r in chosen], len(active), silent, tuple(above))
 
 
 def _finite(value: Any) -> float:

@@ -1,30 +1,24 @@
-"""Explanations: how well descriptions predict activations, and cards of single latents with their contexts."""
+"""Explanations: how well descriptions predict activations, in tables, file by file."""
 
 import math
 from typing import Any
 
-from saetool.report.blocks import (
-    Column,
-    Figure,
-    Figures,
-    Group,
-    Section,
-    Table,
-    linked,
-    num,
-    number,
-    pct,
-    percent,
-    words,
+from saetool.artifacts import header as h
+from saetool.report.blocks import Column, Figures, Group, Section, Table, Text, linked, num, number, pct, words
+from saetool.report.run import Explained, Run, mean, stated
+from saetool.report.score_figures import (
+    against_floor,
+    by_density,
+    choice_figure,
+    ecdf,
+    first_of,
+    score_histogram,
+    scored,
 )
-from saetool.report.pairs import NEUTRAL, NOVEL, RECONSTRUCTION, histogram
-from saetool.report.run import Explained, Run, mean, score, stated
-from saetool.report.scales import Scale
-from saetool.report.svg import Key, Plot
 
+OFFLINE = "table of tokens, offline"
 _EXTREMES = 8
 """Best and worst latents listed."""
-_BINS = [round(-1 + i * 0.1, 1) for i in range(21)]
 
 
 def autointerp(run: Run) -> Section | None:
@@ -33,19 +27,13 @@ def autointerp(run: Run) -> Section | None:
     if not files:
         return None
     blocks: list[Any] = [_summary(files), *_others(files)]
-    blocks += _choices(files)
+    blocks += [*_choices(files), *_costs(run, files)]
     blocks += [group for i, e in enumerate(files) if (group := _file(run, e, i)).blocks]
     intro = (
         "A description is good if activations predicted from it correlate with the true ones on text that was not "
         "used to write it. The control scores each latent with another latent's description."
     )
     return Section("autointerp", "Descriptions and their scores", intro, blocks)
-
-
-def scored(explained: Explained, field: str = "correlation") -> list[tuple[dict[str, Any], float]]:
-    """(record, value) of every latent whose simulation score ``field`` is defined."""
-    found = [(r, score(r, "simulate", field)) for r in explained.records]
-    return [(r, v) for r, v in found if v is not None]
 
 
 def _summary(files: list[Explained]) -> Table:
@@ -77,12 +65,12 @@ def _summary(files: list[Explained]) -> Table:
                 num(len(e.records)),
                 num(sum(1 for r in e.records if r.get("description"))),
                 num(len(values)),
-                num(_first(summary.get("mean"), mean(values))),
+                num(first_of(summary.get("mean"), mean(values))),
                 num(summary.get("mean_null0")),
-                num(_first(summary.get("median"), _median(values))),
+                num(first_of(summary.get("median"), _median(values))),
                 words(interval),
-                num(_first(summary.get("control_mean"), mean(v for _, v in scored(e, "shuffled")))),
-                num(_first(summary.get("floor_mean"), mean(v for _, v in scored(e, "ngram")))),
+                num(first_of(summary.get("control_mean"), mean(v for _, v in scored(e, "shuffled")))),
+                num(first_of(summary.get("floor_mean"), mean(v for _, v in scored(e, "ngram")))),
             ]
         )
     return Table("Simulation scores", columns, rows, sortable=True)
@@ -127,16 +115,51 @@ def _others(files: list[Explained]) -> list[Any]:
     return [Table("Other scores", columns, rows, note=note)]
 
 
+def _costs(run: Run, files: list[Explained]) -> list[Any]:
+    """What the language model's calls cost, from the run logs; how to keep one where there is none."""
+    usages = [record for log in run.found.of(h.RUN_LOG) for record in log.payload]
+    asked = [e for e in files if _judge(e) != OFFLINE]
+    rows = []
+    for e in asked:
+        used = [u for u in usages if u["of"] == e.artifact.header.key]
+        if used:
+            total = [sum(u.get(n) or 0 for u in used) for n in ("calls", "kept", "prompt_tokens", "output_tokens")]
+            money = [u["cost"] for u in used if u.get("cost") is not None]
+            failed = sum(sum((u.get("failures") or {}).values()) for u in used)
+            rows.append(
+                [
+                    words(e.artifact.label, 50),
+                    words(_judge(e)),
+                    *map(num, total),
+                    num(failed),
+                    num(sum(money) if money else None),
+                    num(total[2] / max(len(e.records), 1), 3),
+                ]
+            )
+    if not asked:
+        return []
+    if not rows:
+        return [Text("What the calls cost is in the run's log: saetool autointerp --log calls.jsonl.")]
+    columns = [
+        Column("explanations", numeric=False),
+        Column("language model", numeric=False),
+        Column("calls", "over all sessions of the log"),
+        Column("kept answers", "taken from earlier calls, for nothing"),
+        Column("tokens sent"),
+        Column("tokens received"),
+        Column("failed calls"),
+        Column("cost", "at the prices given (--price-in, --price-out)"),
+        Column("tokens sent a latent"),
+    ]
+    return [Table("What the calls cost", columns, rows, note="From the run logs; a resumed run has several sessions.")]
+
+
 def _judge(e: Explained) -> str:
     """What predicted: the language model that the header names, or the table of tokens."""
     backend = stated(e.artifact, "backend")
     if not isinstance(backend, dict) or backend.get("kind") in (None, "offline"):
-        return "table of tokens, offline"
+        return OFFLINE
     return " ".join(str(backend[k]) for k in ("kind", "model") if backend.get(k))
-
-
-def _first(*values: float | None) -> float | None:
-    return next((v for v in values if v is not None), None)
 
 
 def _median(values: list[float]) -> float | None:
@@ -154,11 +177,15 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
 def choice_of(explained: Explained) -> dict[str, float] | None:
     """Multiple choice as a file's summary states it: accuracy, chance, n, interval, and the control's if it has one."""
     summary = explained.summary("choice")
-    accuracy, chance, n = _first(summary.get("accuracy"), summary.get("mean")), summary.get("chance"), summary.get("n")
+    accuracy, chance, n = (
+        first_of(summary.get("accuracy"), summary.get("mean")),
+        summary.get("chance"),
+        summary.get("n"),
+    )
     if accuracy is None or chance is None or not n:
         return None
     out = {"accuracy": accuracy, "chance": chance, "n": n}
-    control = _first(summary.get("control_accuracy"), summary.get("control_mean"))
+    control = first_of(summary.get("control_accuracy"), summary.get("control_mean"))
     if control is not None:
         out["control"] = control
     for prefix in ("", "control_"):
@@ -197,45 +224,15 @@ def _choices(files: list[Explained]) -> list[Any]:
         for e, c in found
     ]
     note = "Which of several latents is meant, given only the descriptions of its meta-latents?"
-    return [Figures([_choice_figure(found)]), Table("Multiple choice", columns, rows, note=note)]
-
-
-def _choice_figure(found: list[tuple[Explained, dict[str, float]]]) -> Figure:
-    bars: list[tuple[str, float, int, tuple[float, float] | None]] = [
-        (e.sae_name, c["accuracy"], RECONSTRUCTION, (c["low"], c["high"])) for e, c in found
-    ]
-    for e, c in found:
-        if "control" in c:
-            interval = (c["control_low"], c["control_high"]) if "control_low" in c else None
-            bars.append((f"control: {e.sae_name}", c["control"], NEUTRAL, interval))
-    plot = Plot(
-        Scale("linear", 0.0, 1.0),
-        Scale("linear", len(bars) - 0.4, -0.6),
-        "share of questions answered right",
-        "",
-        [Key("chance", 0, "rule")],
-        y_names=[(i, name) for i, (name, _, _, _) in enumerate(bars)],
-        height=80 + 40 * len(bars),
-        left=170,
-    )
-    plot.horizontal_bars([(i, v, series, "") for i, (_, v, series, _) in enumerate(bars)], thick=18)
-    for i, (_, value, _, interval) in enumerate(bars):
-        if interval:
-            plot.interval(i, *interval)
-        plot.label(max(value, interval[1] if interval else value), i, percent(value))
-    for chance in sorted({c["chance"] for _, c in found}):
-        plot.vertical(chance, rule="rule2")
-    title = "Multiple choice: is the right latent found from its meta-latents?"
-    n = ", ".join(f"{e.sae_name} {number(int(c['n']))} questions" for e, c in found)
-    caption = f"{n}; whiskers: 95 % interval; dashed: chance. The control is shown another latent's meta-latents."
-    return Figure("choice", title, caption, plot.draw(title, caption))
+    return [Figures([choice_figure(found)]), Table("Multiple choice", columns, rows, note=note)]
 
 
 def _file(run: Run, e: Explained, index: int) -> Group:
     blocks: list[Any] = []
     values = scored(e)
     if values:
-        blocks.append(Figures([_scores(e, index)]))
+        drawn = [score_histogram(e, index), ecdf(e, index), by_density(run, e, index), against_floor(run, e, index)]
+        blocks.append(Figures([f for f in drawn if f]))
         blocks.append(_extremes(run, e, values))
     reasons: dict[str, int] = {}
     for record in e.records:
@@ -251,43 +248,6 @@ def _file(run: Run, e: Explained, index: int) -> Group:
         rows = [[words(name), num(n)] for name, n in sorted(reasons.items())]
         blocks.append(Table("Latents without a score", [Column("why", numeric=False), Column("latents")], rows))
     return Group(f"explained-{index}", f"{e.artifact.label}, latents of {e.sae_name}", blocks)
-
-
-def _scores(e: Explained, index: int) -> Figure:
-    """Histogram of correlations, the shuffled control's as an outline over it."""
-    values = [v for _, v in scored(e)]
-    control = [v for _, v in scored(e, "shuffled")]
-    counts, control_counts = histogram(values, _BINS), histogram(control, _BINS)
-    low = min(i for i, (a, b) in enumerate(zip(counts, control_counts, strict=True)) if a or b)
-    edges, counts, control_counts = _BINS[low:], counts[low:], control_counts[low:]
-    top = max(*counts, *control_counts)
-    keys = [Key("descriptions", RECONSTRUCTION, "bar")] + ([Key("shuffled control", NOVEL)] if control else [])
-    plot = Plot(
-        Scale("linear", edges[0], 1.0),
-        Scale("linear", 0, 1.2 * top),
-        "correlation of predicted and true activations",
-        "latents",
-        keys,
-    )
-    plot.bars(edges, counts, RECONSTRUCTION, lambda i: f"{edges[i]:.1f} to {edges[i + 1]:.1f}: {counts[i]} latents")
-    if control:
-        plot.steps(edges, control_counts, NOVEL)
-    average = _first(e.summary("simulate").get("mean"), mean(values))
-    if average is not None:
-        plot.vertical(average, f"mean {number(average, 3)}")
-    title = f"Simulation scores of {e.artifact.label}"
-    missing = len(e.records) - len(values)
-    caption = f"{number(len(values))} latents with a score" + (f", {number(missing)} without." if missing else ".")
-    if control:
-        said = _first(e.summary("simulate").get("control_mean"), mean(control))
-        caption += f" Shuffled control: mean {number(said, 2)} over {number(len(control))}."
-    rows = [
-        [num(edges[i]), num(edges[i + 1]), num(c), num(control_counts[i])]
-        for i, c in enumerate(counts)
-        if c or control_counts[i]
-    ]
-    columns = [Column("r from"), Column("to"), Column("latents"), Column("shuffled control")]
-    return Figure(f"explained-{index}-scores", title, caption, plot.draw(title, caption), Table(title, columns, rows))
 
 
 def _extremes(run: Run, e: Explained, values: list[tuple[dict[str, Any], float]]) -> Table:

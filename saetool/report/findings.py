@@ -7,10 +7,11 @@ from typing import Any
 from saetool.artifacts import header as h
 from saetool.report.blocks import number, percent
 from saetool.report.collect import Artifact
-from saetool.report.explained import choice_of, scored
+from saetool.report.explained import choice_of
 from saetool.report.pairs import Pair, group_at, is_control, pairs_of
 from saetool.report.quality import autointerp_mean
 from saetool.report.run import Run, mean
+from saetool.report.score_figures import scored
 
 SIMILAR_L0 = 0.15
 """SAEs whose L0 differ by less than this share of the smallest are compared by width."""

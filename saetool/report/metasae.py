@@ -3,6 +3,7 @@
 from typing import Any
 
 from saetool.artifacts import header as h
+from saetool.report.baselines import bars, members, panels, parents, shared
 from saetool.report.blocks import (
     Column,
     Disclosure,
@@ -20,10 +21,10 @@ from saetool.report.blocks import (
     words,
 )
 from saetool.report.collect import Artifact
-from saetool.report.pairs import NEUTRAL, NOVEL, RECONSTRUCTION
+from saetool.report.pairs import NEUTRAL, RECONSTRUCTION
 from saetool.report.run import Run
 from saetool.report.scales import Scale, defined
-from saetool.report.svg import Key, Plot
+from saetool.report.svg import Plot
 
 MAX_DECOMPOSITIONS = 60
 """Latents in the decomposition table; described ones first."""
@@ -61,8 +62,19 @@ def _record(run: Run, artifact: Artifact, index: int) -> Group:
         )
         if payload.get(name) is not None
     ]
-    figures = [_explained(payload, fid), *_cosines(payload, parent["name"], fid)]
-    blocks: list[Any] = [Text(f"{text}; {', '.join(facts)}." if facts else f"{text}."), Figures(figures)]
+    if (weighted := payload["variance_explained"].get("threshold_mode_weighted")) is not None:
+        facts.append(f"variance explained with rows counted as often as they fire {number(weighted)}")
+    figures = [_explained(payload, fid), bars(payload, fid), *panels(payload, fid), members(payload, fid)]
+    blocks: list[Any] = [Text(f"{text}; {', '.join(facts)}." if facts else f"{text}.")]
+    if said := shared(payload):
+        blocks.append(Text(said))
+    blocks.append(Figures([f for f in figures if f]))
+    if not payload.get("bars") or not (payload.get("compare") or {}).get("comparable"):
+        blocks.append(
+            Text("Compared with no smaller SAE: saetool meta --compare small.st adds its directions to the figures.")
+        )
+    if (table := parents(payload)) and len(payload["parents"]) > 1:
+        blocks.append(table)
     if table := _decompositions(run, artifact):
         blocks.append(Disclosure("Browse decompositions: latent → meta-latents", [table]))
     return Group(fid, f"Meta-SAE of {parent['name']} ({artifact.label})", blocks)
@@ -104,40 +116,6 @@ def _explained(payload: dict[str, Any], fid: str) -> Figure:
     rows = [[words(name), num(value)] for name, value, _ in bars]
     columns = [Column("trained on", numeric=False), Column("variance explained")]
     return Figure(f"{fid}-explained", title, caption, plot.draw(title, caption), Table(title, columns, rows))
-
-
-def _cosines(payload: dict[str, Any], parent: str, fid: str) -> list[Figure]:
-    """Max cosine between the meta-latents, and of each meta-latent to the parent's latents."""
-    found = payload.get("max_cosine") or {}
-    out = []
-    for name, title, series in (
-        ("within", "How close each meta-latent comes to another", RECONSTRUCTION),
-        ("to_parent", f"How close each meta-latent comes to a latent of {parent}", NOVEL),
-    ):
-        part = found.get(name)
-        if not part or len(part["edges"]) != len(part["counts"]) + 1:
-            continue
-        edges, counts = part["edges"], part["counts"]
-        plot = Plot(
-            Scale("linear", edges[0], edges[-1]),
-            Scale("linear", 0, 1.2 * max(counts, default=1) or 1),
-            "largest cosine",
-            "meta-latents",
-            [Key("meta-latents", series, "bar"), Key("mean", 0, "rule")],
-        )
-
-        def say(i: int, edges: list[float] = edges, counts: list[int] = counts) -> str:
-            return f"{edges[i]:.3f} to {edges[i + 1]:.3f}: {counts[i]} meta-latents"
-
-        plot.bars(edges, counts, series, say)
-        caption = f"{number(sum(counts))} meta-latents."
-        if part.get("mean") is not None:
-            plot.vertical(part["mean"], f"mean {number(part['mean'], 3)}", rule="rule2")
-            caption += f" Mean {number(part['mean'])}."
-        rows = [[num(edges[i]), num(edges[i + 1]), num(c)] for i, c in enumerate(counts) if c]
-        table = Table(title, [Column("cosine from"), Column("to"), Column("meta-latents")], rows)
-        out.append(Figure(f"{fid}-{name}", title, caption, plot.draw(title, caption), table))
-    return out
 
 
 def _decompositions(run: Run, artifact: Artifact) -> Table | None:

@@ -9,7 +9,7 @@ from saetool.report.run import Run
 
 NOVEL, RECONSTRUCTION, NEUTRAL = 1, 0, 6
 """Series (colour, dash, marker) of the two groups of latents, and of lines for comparison."""
-TABLE_ROWS = 25
+TABLE_ROWS = 16
 """Rows of the table under a curve; it says how many points there are."""
 
 Pair = dict[str, Any]
@@ -23,9 +23,14 @@ def is_control(pair: Pair) -> bool:
 
 
 def pairs_of(run: Run) -> list[tuple[Artifact, Pair]]:
-    """All pairs of all stitching records: pairs of widths first, by width, then pairs of seeds."""
+    """All pairs of all stitching records: pairs of widths first, by width, the larger θ first, then pairs of seeds."""
     found = [(artifact, pair) for artifact in run.found.of(h.STITCH) for pair in artifact.payload["pairs"]]
-    return sorted(found, key=lambda p: (is_control(p[1]), p[1]["n_small"], p[1]["n_large"], p[1]["large"]))
+
+    def place(item: tuple[Artifact, Pair]) -> tuple[Any, ...]:
+        artifact, pair = item
+        return is_control(pair), pair["n_small"], pair["n_large"], pair["large"], -artifact.payload["theta"]
+
+    return sorted(found, key=place)
 
 
 def group_at(pair: Pair, theta: float | None) -> dict[str, Any]:

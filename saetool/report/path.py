@@ -5,11 +5,11 @@ from typing import Any
 
 from saetool.report.blocks import Column, Figure, Table, num, words
 from saetool.report.pairs import NEUTRAL, NOVEL, RECONSTRUCTION, TABLE_ROWS, Pair
-from saetool.report.quality import thinned, thinned_note
 from saetool.report.scales import defined, linear
 from saetool.report.svg import Key, Plot
+from saetool.report.thinning import thinned, thinned_note
 
-MAX_PHASE_POINTS = 2_000
+MAX_PHASE_POINTS = 250
 """Points drawn of one phase of a path."""
 
 ADDING, EXCHANGING, LEAVING = "adding novel latents", "exchanging components", "unmatched small latents leave"
@@ -96,7 +96,7 @@ def _draw_phases(plot: Plot, pair: Pair, xs: list[Any], ys: list[Any], known: se
         px, py = [xs[i] for i in drawn], [ys[i] for i in drawn]
         if len(drawn) > 1:
             plot.line(px, py, phase.series)
-            plot.remember(phase.name, px, py, "step", drawn)
+            plot.remember(phase.name, px, py, "step", drawn, most=100)
 
 
 def _path_caption(pair: Pair) -> str:

@@ -1,4 +1,4 @@
-"""The SAEs side by side, and how they were trained: sections made from eval records, training logs and SAE headers."""
+"""The SAEs side by side: a section made from evaluation records."""
 
 from typing import Any
 
@@ -7,20 +7,21 @@ from saetool.report.blocks import (
     ABSENT,
     Cell,
     Column,
+    Disclosure,
     Figure,
     Figures,
-    Group,
     Section,
     Table,
+    Text,
     num,
     number,
     pct,
-    percent,
     words,
 )
 from saetool.report.collect import Artifact
+from saetool.report.evaluation import absent, figures, tokens
 from saetool.report.run import Run, mean, score
-from saetool.report.scales import Scale, defined, linear, log
+from saetool.report.scales import Scale, defined, linear
 from saetool.report.svg import Key, Plot
 
 _COLUMNS = (
@@ -67,9 +68,12 @@ def quality(run: Run) -> Section | None:
         sortable=True,
     )
     blocks: list[Any] = [table]
-    figures = [f for f in (_frontier(run, records), _densities(run, records)) if f]
-    if figures:
-        blocks.append(Figures(figures))
+    drawn = [f for f in (_frontier(run, records), _densities(run, records)) if f] + figures(run, records)
+    if drawn:
+        blocks.append(Figures(drawn))
+    blocks += [Disclosure(table.caption, [table]) for table in tokens(run, records)]
+    if said := absent(records):
+        blocks.append(Text(said))
     return Section("saes", "SAEs compared", "How well each SAE reconstructs, and how sparsely.", blocks)
 
 
@@ -186,131 +190,3 @@ def _densities(run: Run, records: list[Artifact]) -> Figure | None:
         if c
     ]
     return Figure("saes-density", title, caption, plot.draw(title, caption), Table(title, columns, rows))
-
-
-# --- training ----------------------------------------------------------------------------------------------------
-
-_CURVES = (
-    ("loss", "Training loss", "loss minimised", True),
-    ("mse", "Reconstruction error while training", "MSE, summed over d", True),
-    ("l0", "Active latents while training", "L0 (per token)", False),
-    ("dead", "Dead latents while training", "dead latents", False),
-)
-_TABLE_ROWS = 25
-
-
-def training(run: Run) -> Section | None:
-    """Curves of every training log, and the threshold estimates of BatchTopK SAEs."""
-    blocks: list[Any] = []
-    for i, artifact in enumerate(run.found.of(h.TRAIN_LOG)):
-        figures = [f for curve in _CURVES if (f := _curve(run, artifact, i, *curve))]
-        if figures:
-            blocks.append(Group(f"training-{i}", f"Training log {artifact.label}", [Figures(figures)]))
-    estimated = [
-        a
-        for a in run.found.of(h.SAE)
-        if isinstance(a.header.config.get("threshold"), dict) and a.header.config["threshold"].get("minima")
-    ]
-    if estimated:
-        figures = [_minima(run, a, i) for i, a in enumerate(estimated)]
-        blocks.append(Group("thresholds", "Inference thresholds of BatchTopK SAEs", [Figures(figures)]))
-    if not blocks:
-        return None
-    return Section("training", "Training", "How the SAEs got there.", blocks)
-
-
-def series_of(artifact: Artifact) -> dict[str, list[dict[str, Any]]]:
-    """The records of each SAE of a log by step; where a step was logged twice (a resumed run) the later one counts."""
-    by_name: dict[str, dict[int, dict[str, Any]]] = {}
-    for record in artifact.payload:
-        by_name.setdefault(record["sae"], {})[record["step"]] = record
-    return {name: [steps[s] for s in sorted(steps)] for name, steps in sorted(by_name.items())}
-
-
-def _curve(
-    run: Run, artifact: Artifact, index: int, name: str, title: str, label: str, logarithmic: bool
-) -> Figure | None:
-    logs = {n: [r for r in records if r.get(name) is not None] for n, records in series_of(artifact).items()}
-    logs = dict(sorted(((n, r) for n, r in logs.items() if r), key=lambda pair: run.series(pair[0])))
-    if not logs:
-        return None
-    steps = [r["step"] for records in logs.values() for r in records]
-    values = [r[name] for records in logs.values() for r in records]
-    logarithmic = logarithmic and min(defined(values), default=0) > 0
-    if name == "dead":
-        top = max([*values, 1])
-        scale = Scale("linear", -0.03 * top, 1.08 * top)
-    else:
-        scale = log(values) if logarithmic else linear([*values, *_around(values)])
-    plot = Plot(
-        linear(steps, pad=0, include=[0]),
-        scale,
-        "training step",
-        label + (" (log scale)" if logarithmic else ""),
-        [Key(n.removesuffix(".st"), run.series(n)) for n in logs],
-    )
-    for n, records in logs.items():
-        xs, ys = [r["step"] for r in records], [r[name] for r in records]
-        plot.line(xs, ys, run.series(n))
-        plot.remember(n, xs, ys)
-    ends = ", ".join(f"{n} {number(records[-1][name])}" for n, records in logs.items())
-    caption = f"{len(values):,} logged values. At the end: {ends}."
-    columns = [Column("SAE", numeric=False), Column("step"), Column("tokens"), Column(label)]
-    rows = [
-        [words(n), num(r["step"]), num(r.get("tokens")), num(r[name])]
-        for n, records in logs.items()
-        for r in thinned(records, _TABLE_ROWS)
-    ]
-    table = Table(title, columns, rows, note=thinned_note(max(len(r) for r in logs.values()), _TABLE_ROWS, "an SAE"))
-    return Figure(
-        f"training-{index}-{name}", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data()
-    )
-
-
-def _around(values: list[float]) -> list[float]:
-    """A tenth either side of the mean, so that noise about a constant looks like that."""
-    middle = sum(values) / len(values)
-    return [0.9 * middle, 1.1 * middle]
-
-
-def thinned(items: list[Any], most: int) -> list[Any]:
-    """At most about ``most`` of ``items``, evenly spaced, the first and the last always among them."""
-    if len(items) <= most:
-        return items
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def thinned_note(n: int, most: int, per: str) -> str:
-    """What a table must say when it shows fewer rows than there are points."""
-    return f"{most} of {n:,} points {per}, evenly spaced." if n > most else ""
-
-
-def _minima(run: Run, artifact: Artifact, index: int) -> Figure:
-    facts = artifact.header.config["threshold"]
-    minima = facts["minima"]
-    value = facts.get("value")
-    plot = Plot(
-        linear([0, len(minima) - 1], pad=0.02),
-        linear(minima, include=[value] if value is not None else []),
-        "batch",
-        "smallest positive kept activation",
-    )
-    n = run.series(artifact.name, artifact.sha256)
-    plot.points([i for i, v in enumerate(minima) if v is not None], defined(minima), n)
-    plot.remember(artifact.name, list(range(len(minima))), minima, "batch", list(range(len(minima))))
-    if value is not None:
-        mean_ = " = mean" if facts.get("method", "mean-min") == "mean-min" else ""
-        plot.horizontal(value, f"θ{mean_} = {number(value)}", rule="rule2")
-    title = f"Threshold estimate of {artifact.name}"
-    said = [f"{len(defined(minima))} batches of {number(facts.get('batch_size'))} tokens."]
-    if facts.get("standard_error") is not None:
-        said.append(f"Standard error of θ: {number(facts['standard_error'], 2)}.")
-    if facts.get("l0_heldout") is not None:
-        asked, got = facts.get("asked_l0"), facts["l0_heldout"]
-        off = f" ({percent(got / asked - 1, signed=True)})" if asked else ""
-        said.append(f"Asked L0 {number(asked)}, on held-out tokens {number(got)}{off}.")
-    caption = " ".join(said)
-    rows = [[num(i), num(v)] for i, v in thinned(list(enumerate(minima)), _TABLE_ROWS)]
-    note = thinned_note(len(minima), _TABLE_ROWS, "")
-    table = Table(title, [Column("batch"), Column("smallest kept activation")], rows, note=note)
-    return Figure(f"threshold-{index}", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data())

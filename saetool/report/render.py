@@ -19,7 +19,7 @@ from saetool.artifacts import header as h
 from saetool.errors import ArtifactError
 from saetool.report.sections import Page
 
-LAYOUT = 2
+LAYOUT = 3
 """Rises when the page's form changes, so that an older page is made anew."""
 _HEADER = re.compile(rb'<script type="application/json" id="saetool">(.*?)</script>', re.DOTALL)
 _CONTROL = {i: chr(0x2400 + i) for i in range(32)} | {0x7F: "␡", 0x0A: "⏎", 0x09: "⇥"}

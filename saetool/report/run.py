@@ -179,7 +179,9 @@ class Run:
             if last_entry(artifact).get("verb") != "meta":
                 width = artifact.header.config.get("d_sae")
                 widths[self.origin(artifact.name, artifact.sha256)] = width if isinstance(width, int) else 0
-        order = sorted(widths, key=lambda name: (widths[name], len(name), name))
+        # Those that were evaluated get the plainest marks: the others are in the figures of training only.
+        evaluated = {self.origin(s["name"], s["sha256"]) for a in self.found.of(h.EVAL) for s in a.payload["saes"]}
+        order = sorted(widths, key=lambda name: (name not in evaluated, widths[name], len(name), name))
         return {name: i for i, name in enumerate(order)}
 
     def series(self, name: str, sha256: str = "") -> int:

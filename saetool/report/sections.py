@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saetool.artifacts.header import KINDS
+from saetool.report.activations import activations
 from saetool.report.blocks import Missing, Section, number
 from saetool.report.cards import latents
 from saetool.report.choice import choose_cards
@@ -13,9 +14,10 @@ from saetool.report.findings import findings
 from saetool.report.glossary import glossary
 from saetool.report.metasae import meta
 from saetool.report.provenance import provenance, stale_sentences
-from saetool.report.quality import quality, training
+from saetool.report.quality import quality
 from saetool.report.run import Look, Run
 from saetool.report.stitching import stitching
+from saetool.report.training import training
 
 _OPTIONAL = (
     (stitching, "stitching", "Stitching", "saetool stitch small.st large.st --acts acts -o stitch.json"),
@@ -29,6 +31,7 @@ _OPTIONAL = (
     ),
     (quality, "saes", "SAEs compared", "saetool eval sae.st --acts acts -o eval.json"),
     (training, "training", "Training", "saetool train acts --log train.jsonl; saetool threshold sae.st acts"),
+    (activations, "activations", "Activations", "saetool cache -o acts"),
 )
 """The parts of the page that need an artifact, in the order they are read: who splits into whom comes first."""
 

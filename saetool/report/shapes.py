@@ -40,6 +40,9 @@ EVAL = {
             "d_sae": INT,
             "k": NUMBER,
             "metrics": Each(NUMBER),
+            "by": Maybe(
+                Each({"ids": [INT], "n": [INT], "mse": Maybe([NUMBER]), "explained_variance": Maybe([NUMBER])})
+            ),
             "density": Maybe({"log10_edges": [(int, float)], "counts": [(int, float)]}),
             "ce": Maybe(Each(NUMBER)),
             "intervals": Maybe(Each([(int, float)])),
@@ -60,6 +63,13 @@ _DATA = {
     "effects": Maybe({"delta_mse": [NUMBER]}),
     "auc": NUMBER,
     "best_theta": NUMBER,
+    "roc": Maybe(Each([NUMBER])),
+    "swaps": Maybe({"delta_mse": [NUMBER], "delta_l0": [NUMBER], "median_mse": NUMBER, "median_l0": NUMBER}),
+    "cumulative": Maybe({name: [INT] for name in ("n_novel", "n_reconstruction")} | {"novel": [[NUMBER]]}),
+    "latent_scaling": Maybe({"error": [NUMBER]}),
+    "activation_cosine": Maybe({"values": [NUMBER], "r2": NUMBER, "n": NUMBER}),
+    "firing_errors": Maybe({f"mean_of_{group}": Maybe(Each(NUMBER)) for group in ("novel", "reconstruction")}),
+    "ce": Maybe([Each(NUMBER)]),
     "groups": Maybe([Each(NUMBER)]),
     "path": Maybe(
         {
@@ -76,6 +86,7 @@ _DATA = {
 
 STITCH = {
     "theta": (int, float),
+    "bias_exchange": Maybe({"saes": [TEXT], "mse": [[NUMBER]], "b_dec_cosine": [[NUMBER]]}),
     "saes": [{"name": TEXT, "sha256": TEXT, "d_sae": INT}],
     "pairs": [
         {
@@ -97,6 +108,8 @@ STITCH = {
             "edges": Maybe([[(int, float)]]),
             "sweep": Maybe([Each(NUMBER)]),
             "null": Maybe(Each(NUMBER)),
+            "null_shuffled": Maybe(Each(NUMBER)),
+            "matching": Maybe(dict),
             "data": Maybe(_DATA),
         }
     ],
@@ -109,13 +122,23 @@ META = {
     "d_sae": INT,
     "variance_explained": {"threshold_mode": NUMBER, "train_mode": NUMBER},
     "controls": Maybe([{"name": TEXT, "variance_explained": NUMBER}]),
-    "max_cosine": Maybe({"within": Maybe(HISTOGRAM), "to_parent": Maybe(HISTOGRAM)}),
+    "max_cosine": Maybe(Each(HISTOGRAM)),
+    "bars": Maybe([{"name": TEXT, "variance_explained": NUMBER, "mse_mean": NUMBER, "mean_active": NUMBER}]),
+    "meta_latents": Maybe({"n_members": [INT]}),
+    "compare": Maybe(
+        {
+            "comparable": Maybe(TEXT),
+            "pool": Maybe([{"name": TEXT, "directions": NUMBER}]),
+            "shared_edges": Maybe(Each(NUMBER)),
+        }
+    ),
+    "parents": Maybe([{"name": TEXT, "d_sae": INT, "rows_by_active": Maybe([INT]), "left_out": Maybe(Each(NUMBER))}]),
     "decompositions": Maybe({"latents": [INT], "indices": [[INT]], "weights": [[(int, float)]]}),
 }
 
 TRAIN_LOG = [
     {"sae": TEXT, "step": INT, "latents": NUMBER, "tokens": NUMBER, "loss": NUMBER, "mse": NUMBER, "l0": NUMBER}
-    | {"dead": NUMBER}
+    | {"dead": NUMBER, "explained_variance": NUMBER, "aux": NUMBER, "lr": NUMBER, "time": NUMBER}
 ]
 EXPLANATIONS = [
     {
@@ -129,20 +152,55 @@ EXPLANATIONS = [
         "scores": Maybe(Each(Maybe(dict))),
     }
 ]
+RUN_LOG = [
+    {name: NUMBER for name in ("calls", "kept", "prompt_tokens", "output_tokens", "cost")}
+    | {"failures": Maybe(Each(NUMBER))}
+]
 HEADER = {
     "config": {"threshold": Maybe((dict, int, float, str))},
     "model": dict,
     "inputs": [{"role": TEXT, "name": TEXT, "sha256": TEXT, "schema": TEXT}],
     "history": [{"verb": TEXT, "options": dict}],
 }
-_THRESHOLD = {"value": NUMBER, "standard_error": NUMBER, "minima": Maybe([NUMBER])}
+_THRESHOLD = {
+    "method": Maybe(TEXT),
+    "value": NUMBER,
+    "standard_error": NUMBER,
+    "relative_error": NUMBER,
+    "n_batches": NUMBER,
+    "batch_size": NUMBER,
+    "asked_l0": NUMBER,
+    "l0_estimation": NUMBER,
+    "l0_heldout": NUMBER,
+    "l0_heldout_standard_error": NUMBER,
+    "explained_variance_heldout": NUMBER,
+    "explained_variance_heldout_batch_selection": NUMBER,
+    "values": Maybe(Each(NUMBER)),
+    "minima": Maybe([NUMBER]),
+}
 
+CACHE = {
+    "splits": Maybe(Each(Each(NUMBER))),
+    "statistics": Maybe(Each(NUMBER)),
+    "shards": Maybe([{"bytes": NUMBER}]),
+    "profile": Maybe(
+        {
+            "sample_rows": NUMBER,
+            "distinct_tokens": NUMBER,
+            "norm_quantiles": Maybe([[NUMBER]]),
+            "outlier_dims": Maybe([Each(NUMBER)]),
+            "top_tokens": Maybe([[(int, str)]]),
+        }
+    ),
+}
 SHAPES = {
+    h.CACHE: CACHE,
     h.EVAL: EVAL,
     h.STITCH: STITCH,
     h.META: META,
     h.TRAIN_LOG: TRAIN_LOG,
     h.EXPLANATIONS: EXPLANATIONS,
+    h.RUN_LOG: RUN_LOG,
 }
 
 
@@ -191,6 +249,15 @@ def mismatch(header: h.Header, payload: Any) -> str | None:
         for i, pair in enumerate(payload["pairs"]):
             if found := _pair_mismatch(pair):
                 return f"pairs[{i}].{found}"
+    profile = payload.get("profile") or {} if schema == h.CACHE else {}
+    if any(len(q) != 2 for q in profile.get("norm_quantiles") or []):
+        return "profile.norm_quantiles holds something else than [share, norm]"
+    if any([type(v) for v in t] != [int, str, int] for t in profile.get("top_tokens") or []):
+        return "profile.top_tokens holds something else than [id, text, rows]"
+    if schema == h.STITCH and (found := payload.get("bias_exchange")):
+        n = len(found["saes"])
+        if any(len(rows) != n or any(len(row) != n for row in rows) for rows in (found["mse"], found["b_dec_cosine"])):
+            return "bias_exchange is not square"
     if schema == h.META and (parts := payload.get("decompositions")):
         sizes = [len(parts["latents"]), len(parts["indices"]), len(parts["weights"])]
         rows = zip(parts["indices"], parts["weights"], strict=False)
@@ -209,6 +276,9 @@ def _pair_mismatch(pair: dict[str, Any]) -> str | None:
     data = pair.get("data") or {}
     if (effects := data.get("effects")) and len(effects["delta_mse"]) != pair["n_large"]:
         return "data.effects.delta_mse has not one value a latent"
+    steps = len((data.get("path") or {}).get("n_latents") or [])
+    if any(not 0 <= (c.get("step") or 0) < steps for c in data.get("ce") or []):
+        return "data.ce names a step that the path does not have"
     if path := data.get("path"):
         sizes = {len(path["mse"]), len(path["l0"]), len(path["n_latents"])}
         if len(sizes) > 1:

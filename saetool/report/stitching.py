@@ -1,12 +1,13 @@
 """Stitching: what the larger SAE of each pair knows that the smaller does not, and what exchanging latents does."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from saetool.artifacts import header as h
+from saetool.report.behaviour import agreement, cumulative, firing, losses, predictor, scaling, swaps
 from saetool.report.blocks import (
-    Cell,
     Column,
+    Disclosure,
     Figure,
     Figures,
     Group,
@@ -16,21 +17,16 @@ from saetool.report.blocks import (
     num,
     number,
     pct,
-    percent,
     words,
 )
 from saetool.report.browser import component_browser
 from saetool.report.collect import Artifact
-from saetool.report.pairs import NOVEL, RECONSTRUCTION, TABLE_ROWS, Pair, group_at, histogram, is_control, pairs_of
+from saetool.report.pair_figures import closeness, effects, group_effects
+from saetool.report.pair_tables import biases, matching, shapes, sweep
+from saetool.report.pairs import Pair, group_at, is_control, pairs_of
 from saetool.report.path import path_error, path_sparsity
-from saetool.report.quality import thinned
 from saetool.report.run import Run
-from saetool.report.scales import Scale, defined, linear, symlog
-from saetool.report.svg import Key, Plot
-
-MAX_POINTS = 8_000
-"""Points drawn of a scatter plot; beyond it an even sample is drawn and the caption says so."""
-_N_BINS = 40
+from saetool.report.splits import splits
 
 
 def stitching(run: Run) -> Section | None:
@@ -38,12 +34,18 @@ def stitching(run: Run) -> Section | None:
     pairs = pairs_of(run)
     if not pairs:
         return None
-    blocks: list[Any] = [_comparison(pairs)]
+    blocks: list[Any] = [splits(run, pairs), _comparison(pairs)]
     if not any(is_control(p) for _, p in pairs):
         blocks.append(
             Text("No seed control: stitch two SAEs of one width trained with different seeds to see the noise floor.")
         )
-    blocks += [_pair(run, artifact, pair, i) for i, (artifact, pair) in enumerate(pairs)]
+    seen: set[tuple[str, str]] = set()
+    for i, (artifact, pair) in enumerate(pairs):
+        two = pair["small_sha256"], pair["large_sha256"]
+        blocks.append(_pair(run, artifact, pair, i, first=two not in seen))
+        seen |= {two} if pair.get("data") else set()
+    exchanged = {str(t.rows): t for artifact in run.found.of(h.STITCH) if (t := biases(artifact.payload))}
+    blocks += exchanged.values()  # several θ of the same SAEs measure the same
     intro = (
         "A latent of the larger SAE is novel if its decoder direction has no cosine of at least θ with any latent of "
         "the smaller one, else a reconstruction latent."
@@ -61,6 +63,7 @@ def _comparison(pairs: Sequence[tuple[Artifact, Pair]]) -> Table:
         Column("novel share, alive", "among latents that fired on the evaluated tokens"),
         Column("reconstruction share"),
         Column("the same, random", "reconstruction share of random directions of the same shape"),
+        Column("the same, shuffled", "of rows whose coordinates were permuted over the latents"),
         Column("mean max cos", "mean over the large SAE's latents of the largest cosine with a small one"),
         Column("median"),
         Column("unmatched", "latents of the small SAE without partner"),
@@ -83,6 +86,7 @@ def _comparison(pairs: Sequence[tuple[Artifact, Pair]]) -> Table:
                 pct(((pair.get("data") or {}).get("alive") or {}).get("novel_share")),
                 pct(pair["reconstruction_share"]),
                 pct((pair.get("null") or {}).get("reconstruction_share")),
+                pct((pair.get("null_shuffled") or {}).get("reconstruction_share")),
                 num(pair["max_cosine"]["mean"]),
                 num(pair["max_cosine"]["median"]),
                 num(pair["unmatched_small"]),
@@ -95,197 +99,42 @@ def _comparison(pairs: Sequence[tuple[Artifact, Pair]]) -> Table:
     return Table("All pairs side by side", columns, rows, sortable=True)
 
 
-def _pair(run: Run, artifact: Artifact, pair: Pair, index: int) -> Group:
+def _pair(run: Run, artifact: Artifact, pair: Pair, index: int, *, first: bool) -> Group:
+    """One pair at one θ; what does not depend on θ is drawn for the ``first`` of the same two SAEs only."""
     theta = artifact.payload["theta"]
-    control = is_control(pair)
     fid = f"pair-{index}"
-    figures = [_histogram(pair, theta, fid)]
+    figures: list[Figure | None] = [closeness(pair, theta, fid)]
+    further: list[Figure | None] = []
+    elsewhere = ""
     data = pair.get("data")
     if data:
-        figures += [f for f in (_effects(run, pair, data, theta, fid), _group_effects(pair, data, theta, fid)) if f]
+        if first:
+            figures += [effects(run, pair, data, theta, fid), group_effects(pair, data, theta, fid)]
+        else:
+            elsewhere = (
+                "What each latent does alone, and groups over θ, do not depend on the θ chosen: see the same pair "
+            )
+            elsewhere += "above."
+        figures += [cumulative(pair, data, fid)]
         if data.get("path"):
-            figures += [path_error(pair, data, fid), path_sparsity(pair, data, fid)]
-    blocks: list[Any] = [Figures(figures)]
+            figures += [path_error(pair, data, fid), path_sparsity(pair, data, fid), losses(pair, data, fid)]
+        further = [swaps(pair, data, fid), firing(pair, data, fid)]
+        if first:
+            further += [scaling(pair, data, theta, fid), predictor(pair, data, fid), agreement(pair, data, theta, fid)]
+    blocks: list[Any] = [Figures([f for f in figures if f]), *([Text(elsewhere)] if elsewhere else [])]
     if data is None:
         blocks.append(Text("Effects on reconstruction were not measured: give saetool stitch an activation cache."))
-    if sweep := _sweep(pair, data, theta):
-        blocks.append(sweep)
-    blocks += [_shapes(pair), *component_browser(run, pair, theta, fid)]
-    kind = "seed control" if control else f"{number(pair['n_small'])} → {number(pair['n_large'])} latents"
+    if drawn := [f for f in further if f]:
+        blocks.append(Disclosure(f"Further measurements: {_and([_lower(f.title) for f in drawn])}", [Figures(drawn)]))
+    tables = [sweep(pair, data, theta), shapes(pair), matching(pair, theta)]
+    blocks += [*(t for t in tables if t), *component_browser(run, pair, theta, fid)]
+    kind = "seed control" if is_control(pair) else f"{number(pair['n_small'])} → {number(pair['n_large'])} latents"
     return Group(fid, f"{pair['small']} → {pair['large']} ({kind}, θ = {theta:g})", blocks)
 
 
-def _histogram(pair: Pair, theta: float, fid: str) -> Figure:
-    values = defined(pair["max_cosine"]["values"])
-    low = min(0.0, *values) if values else 0.0
-    edges = [low + (1 - low) * i / _N_BINS for i in range(_N_BINS + 1)]
-    # θ becomes an edge, so that no bar holds latents of both groups.
-    nearest = min(range(1, _N_BINS), key=lambda i: abs(edges[i] - theta))
-    edges[nearest] = theta
-    counts = histogram(values, edges)
-    plot = Plot(
-        Scale("linear", low, 1.0),
-        Scale("linear", 0, 1.25 * max(counts, default=1) or 1),
-        f"largest cosine with a latent of {pair['small']}",
-        f"latents of {pair['large']}",
-        [Key("novel", NOVEL, "bar"), Key("reconstruction", RECONSTRUCTION, "bar"), Key("θ", 0, "rule")],
-    )
-
-    def say(i: int) -> str:
-        return f"{edges[i]:.3f} to {edges[i + 1]:.3f}: {counts[i]} latents"
-
-    split = [c if edges[i + 1] <= theta else 0 for i, c in enumerate(counts)]
-    plot.bars(edges, split, NOVEL, say)
-    plot.bars(edges, [c - s for c, s in zip(counts, split, strict=True)], RECONSTRUCTION, say)
-    shares = (
-        f"{percent(pair['novel_share'])} novel, {percent(pair['reconstruction_share'])} reconstruction at θ = {theta:g}"
-    )
-    plot.vertical(theta, f"θ = {theta:g}", rule="rule2")
-    null = pair.get("null") or {}
-    said = [f"{number(len(values))} latents; {shares}."]
-    if (q99 := null.get("max_cosine_q99")) is not None:
-        plot.vertical(q99, "99 % of random", row=1, before=q99 < theta)
-        said.append(
-            f"Random directions of the same shape: mean {number(null.get('max_cosine_mean'))}, "
-            f"99 % below {number(q99)}."
-        )
-    title = f"How close each latent of {pair['large']} comes to one of {pair['small']}"
-    caption = " ".join(said)
-    rows = [[num(edges[i]), num(edges[i + 1]), num(c)] for i, c in enumerate(counts) if c]
-    table = Table(title, [Column("cosine from"), Column("to"), Column("latents")], rows)
-    return Figure(f"{fid}-cosine", title, caption, plot.draw(title, caption), table)
+def _lower(title: str) -> str:
+    return title[:1].lower() + title[1:]
 
 
-def _effects(run: Run, pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure | None:
-    """Max cosine against the change of MSE when that latent alone is added to the small SAE."""
-    effects = (data.get("effects") or {}).get("delta_mse") or []
-    known = [
-        (i, c, e)
-        for i, (c, e) in enumerate(zip(pair["max_cosine"]["values"], effects, strict=False))
-        if c is not None and e is not None
-    ]
-    if not known:
-        return None
-    drawn = thinned(known, MAX_POINTS)
-    scale = symlog([e for _, _, e in known])
-    plot = Plot(
-        linear([c for _, c, _ in known], pad=0.03, include=[theta, 1.0]),
-        scale,
-        f"largest cosine with a latent of {pair['small']}",
-        "change of MSE (symlog axis)",
-        [Key("novel", NOVEL, "mark"), Key("reconstruction", RECONSTRUCTION, "mark"), Key("θ", 0, "rule")],
-    )
-    quadrants: Counter[tuple[str, str]] = Counter()
-    for name, series in (("reconstruction", RECONSTRUCTION), ("novel", NOVEL)):
-        mine = [p for p in drawn if (p[1] < theta) == (name == "novel")]
-        xs, ys = [c for _, c, _ in mine], [e for _, _, e in mine]
-        plot.points(xs, ys, series, square=name == "novel")
-        plot.remember(name, xs, ys, "latent", [i for i, _, _ in mine], run.prefix(pair["large_sha256"]))
-    for _, c, e in known:
-        quadrants["novel" if c < theta else "reconstruction", _sign(e)] += 1
-    plot.horizontal(0.0, rule="zero")
-    plot.vertical(theta, rule="rule2")
-    title = "What adding one latent does to the small SAE's error"
-    said = [
-        f"{number(len(known))} latents of {pair['large']}, each added alone to {pair['small']} "
-        f"(MSE {number(data.get('mse_small'))}); below 0 it helps. Linear within ±{number(scale.linear, 1)}."
-    ]
-    if len(drawn) < len(known):
-        said.append(f"Drawn: {number(len(drawn))} of them, evenly spaced.")
-    if missing := len(effects) - len(known):
-        said.append(f"{number(missing)} latents without a defined effect are not in it.")
-    if data.get("auc") is not None:
-        said.append(f"AUC of max cosine as predictor of the sign: {number(data['auc'])}.")
-    caption = " ".join(said)
-    signs = ("lowers the error", "no change", "raises the error")
-    columns = [Column("latents", numeric=False), *(Column(s) for s in signs)]
-    rows = [[words(g), *(num(quadrants[g, s]) for s in signs)] for g in ("novel", "reconstruction")]
-    table = Table("Effects by group and sign", columns, rows)
-    return Figure(f"{fid}-effects", title, caption, plot.draw(title, caption), table, plot.hover(), plot.data())
-
-
-def _sign(effect: float) -> str:
-    return "no change" if effect == 0 else "lowers the error" if effect < 0 else "raises the error"
-
-
-def _group_effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figure | None:
-    """The change of MSE when a whole group is added, over theta."""
-    groups = sorted((g for g in data.get("groups") or [] if g.get("theta") is not None), key=lambda g: g["theta"])
-    names = (("novel", "novel_delta", NOVEL), ("reconstruction", "reconstruction_delta", RECONSTRUCTION))
-    values = [100 * g[f] for g in groups for _, f, _ in names if g.get(f) is not None]
-    if len(groups) < 2 or not values:
-        return None
-    thetas = [g["theta"] for g in groups]
-    wide = max(abs(v) for v in values) > 60
-    plot = Plot(
-        linear(thetas),
-        symlog([*values, 1.0]) if wide else linear(values, include=[0]),
-        "θ",
-        "change of MSE in %" + (" (symlog axis)" if wide else ""),
-        [Key(f"all {n} latents added", s) for n, _, s in names],
-    )
-    for name, field, series in names:
-        ys = [None if g.get(field) is None else 100 * g[field] for g in groups]
-        plot.line(thetas, ys, series)
-        plot.remember(name, thetas, ys)
-    plot.horizontal(0.0, rule="zero")
-    plot.vertical(theta, f"θ = {theta:g}", rule="rule2")
-    title = "Adding a whole group of latents to the small SAE"
-    caption = f"{len(groups)} values of θ. Below 0 the group improves the small SAE, above it harms."
-    columns = [Column("θ"), Column("novel"), Column("reconstruction")]
-    rows = [
-        [num(g["theta"]), *(pct(g.get(f), signed=True) for f in ("novel_delta", "reconstruction_delta"))]
-        for g in groups
-    ]
-    return Figure(
-        f"{fid}-groups",
-        title,
-        caption,
-        plot.draw(title, caption),
-        Table(title, columns, rows),
-        plot.hover(),
-        plot.data(),
-    )
-
-
-def _sweep(pair: Pair, data: dict[str, Any] | None, theta: float) -> Table | None:
-    """Counts and group effects for other values of theta."""
-    sweep = [s for s in pair.get("sweep") or [] if s.get("theta") is not None]
-    if not sweep:
-        return None
-    columns = [
-        Column("θ"),
-        Column("novel"),
-        Column("novel share"),
-        Column("components"),
-        Column("largest", "latents in the largest component"),
-        Column("unmatched", "small latents without partner"),
-        Column("+ novel", "change of MSE when all novel latents are added"),
-        Column("+ reconstruction", "change of MSE when all reconstruction latents are added"),
-    ]
-    rows: list[list[Cell]] = []
-    for s in sorted(sweep, key=lambda s: s["theta"]):
-        group = group_at({"data": data}, s["theta"])
-        rows.append(
-            [
-                Cell(number(s["theta"]), s["theta"], mark="strong" if abs(s["theta"] - theta) < 1e-9 else ""),
-                num(s.get("novel")),
-                pct(s.get("novel_share")),
-                num(s.get("components")),
-                num(s.get("largest_component")),
-                num(s.get("unmatched_small")),
-                pct(group.get("novel_delta"), signed=True),
-                pct(group.get("reconstruction_delta"), signed=True),
-            ]
-        )
-    return Table(f"How the answer depends on θ (bold: θ = {theta:g}, used here)", columns, rows)
-
-
-def _shapes(pair: Pair) -> Table:
-    """How many components there are of each shape."""
-    found = sorted(pair["component_shapes"], key=lambda s: (-s[2], s[0] + s[1], s[0]))
-    shown = found[:TABLE_ROWS]
-    rows = [[words(f"{a} → {b}"), num(a), num(b), num(n)] for a, b, n in shown]
-    columns = [Column("shape", numeric=False), Column("small latents"), Column("large latents"), Column("components")]
-    note = f"The {len(shown)} most frequent of {len(found)} shapes." if len(found) > len(shown) else ""
-    return Table("Shapes of the components: small → large latents", columns, rows, note=note, sortable=True)
+def _and(parts: list[str]) -> str:
+    return "; ".join(parts)

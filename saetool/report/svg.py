@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from saetool.report.blocks import Cell, Column, Table, num
 from saetool.report.scales import Scale, Values
+from saetool.report.thinning import thinned
 
 N_SERIES = 7
 """Distinct series (colour + dash + marker); the eighth repeats the first."""
@@ -53,6 +54,8 @@ class Plot:
         self.top = 12 + 18 * len(self._rows)
         self.bottom = self.height - 44
         self.right = self.width - 18
+        if self.y_label and self.y_names is None:  # long numbers must not run into the axis' name
+            self.left = max(self.left, round(30 + 6.9 * max((len(text) for _, text in self.y.ticks()), default=0)))
         self.x = self.x.placed(self.left, self.right)
         self.y = self.y.placed(self.bottom, self.top)
 
@@ -76,6 +79,11 @@ class Plot:
             every = max(1, len(shown) // 8)
             for px, py in shown[every // 2 :: every]:
                 self._parts.append(marker(n, px, py))
+
+    def faint(self, xs: Sequence[float], ys: Values, series: int) -> None:
+        """A thin line without markers, for one of several that another line is the mean of."""
+        self.line(xs, ys, series, markers=False)
+        self._parts[-1] = self._parts[-1].replace('class="line ', 'class="line thin ', 1)
 
     def points(self, xs: Sequence[float], ys: Sequence[float], series: int, *, square: bool = False) -> None:
         """Points as one path of strokes of no length: small, and drawn at once."""
@@ -134,6 +142,23 @@ class Plot:
             if text:
                 self.label(max(value, 0.0), position, text)
 
+    def stacked(self, position: float, parts: Sequence[tuple[float, int, str]], thick: float) -> None:
+        """One bar of parts along x, from zero: (length, series, text shown where it fits)."""
+        start, y = 0.0, self.y(position)
+        for value, series, text in parts:
+            a, b = self.x(start), self.x(start + value)
+            start += value
+            if b - a < 0.05:
+                continue
+            n = series % N_SERIES + 1
+            self._parts.append(
+                f'<rect class="bar part s{n}" x="{a:.1f}" y="{y - thick / 2:.1f}" width="{max(b - a - 1, 0.5):.1f}" '
+                f'height="{thick:.1f}"><title>{escape(text)}</title></rect>'
+            )
+            if text and b - a > _CHARACTER * len(text) + 6:
+                middle = f'x="{(a + b) / 2:.1f}" y="{y + 4.4:.1f}"'
+                self._over.append(f'<text class="halo" {middle} text-anchor="middle">{escape(text)}</text>')
+
     def label(self, x: float, y: float, text: str) -> None:
         """Text just right of a point."""
         px, py = self.x(x) + 6, self.y(y) + 4
@@ -150,7 +175,8 @@ class Plot:
         px = self.x(x)
         self._over.append(f'<path class="{rule}" d="M{px:.1f} {self.top}V{self.bottom}"/>')
         if text:
-            flip = before or px + _CHARACTER * len(text) + 6 > self.right
+            length = _CHARACTER * len(text) + 6
+            flip = (before and px - length > self.left) or px + length > self.right
             anchor, dx = (' text-anchor="end"', -5) if flip else ("", 5)
             self._over.append(
                 f'<text class="halo" x="{px + dx:.1f}" y="{self.top + 13 + 15 * row}"{anchor}>{escape(text)}</text>'
@@ -173,11 +199,23 @@ class Plot:
         self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def remember(
-        self, name: str, xs: Sequence[float], ys: Values, label: str = "", ids: Sequence[int] = (), prefix: str = ""
+        self,
+        name: str,
+        xs: Sequence[float],
+        ys: Values,
+        label: str = "",
+        ids: Sequence[int] = (),
+        prefix: str = "",
+        most: int | None = None,
     ) -> None:
         """Values that hovering shows: four significant digits; ``label`` names what ``ids`` count;
-        ``prefix`` and an id name the card that a click opens."""
+        ``prefix`` and an id name the card that a click opens. Hovering knows ``most`` of them, evenly spaced, the
+        figure's data all."""
         self._exact += [(name, ids[i] if ids else None, x, y) for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
+        at = list(range(len(xs))) if most is None else thinned(list(range(len(xs))), most)
+        if not at:
+            return
+        xs, ys, ids = [xs[i] for i in at], [ys[i] for i in at], [ids[i] for i in at] if ids else ()
         series = {"n": name, "x": [_short(v) for v in xs], "y": [_short(v) for v in ys]}
         more = {"l": label, "i": list(ids), **({"h": prefix} if prefix else {})} if ids else {}
         self._hover.append(series | more)
@@ -246,13 +284,17 @@ def wrap(width: int, height: float, title: str, description: str, inside: str) -
 
 def _axes(plot: Plot) -> str:
     out = []
-    for value, text in plot.x.ticks():
-        px = plot.x(value)
+    used: list[tuple[float, float]] = []
+    # Zero first: on a symlog axis the labels next to it may have no room.
+    for value, text in sorted(plot.x.ticks(), key=lambda t: t[0] != 0):
+        px, half = plot.x(value), 0.5 * _CHARACTER * len(text) + 2
         out.append(f'<path class="grid" d="M{px:.1f} {plot.top}V{plot.bottom}"/>')
+        if any(px - half < end and start < px + half for start, end in used):
+            continue
+        used.append((px - half, px + half))
         out.append(f'<text x="{px:.1f}" y="{plot.bottom + 17}" text-anchor="middle">{escape(text)}</text>')
     named = plot.y_names
     taken: list[float] = []
-    # Zero first: on a symlog axis the labels next to it may have no room.
     for value, text in sorted(plot.y.ticks(), key=lambda t: t[0] != 0) if named is None else named:
         py = plot.y(value)
         if any(abs(py - other) < 13 for other in taken):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import synthetic_parts as parts
 import torch
 
 from saetool.artifacts import container
@@ -65,7 +66,11 @@ class SyntheticRun:
         plan = self.plan("cache", h.CACHE, {"model": MODEL["id"], "tokens": 500_000})
         header = plan.header(config={"d_in": D, "ctx_len": 128, "bos": "prepend"}, model=MODEL, dtype="float32")
         container.write_json(folder / "vocabulary.json", header, {"strings": self.words})
-        payload = {"shards": [], "splits": {"heldout": {"rows": 50_000}}, "statistics": {"mean_sq_norm": 576.0}}
+        top = [[i, word, 900 - i] for i, word in enumerate(self.words[:5])]
+        payload = {
+            "shards": [], "splits": {"heldout": {"rows": 50_000}, "train": {"rows": 450_000}},
+            "statistics": parts.STATISTICS, "profile": {**parts.PROFILE, "top_tokens": top},
+        }  # fmt: skip
         sha256 = container.write_json(folder / "manifest.json", header, payload)
         self._wrote(folder, "acts", header, sha256)
         return folder
@@ -146,7 +151,7 @@ class SyntheticRun:
             saes.append(
                 {"name": name, "sha256": self.inputs[name].sha256, "arch": "batchtopk", "inference": "jumprelu",
                  "k": 12, "d_sae": width, "metrics": metrics, "density": {"log10_edges": edges, "counts": counts},
-                 "ce": ce}
+                 "ce": ce | {"kl_div_with_sae": 0.4}, **parts.eval_parts(metrics, D, width)}
             )  # fmt: skip
         header = self.plan("eval", h.EVAL, {"split": "heldout", "tokens": None}, *self.decoders, "acts").header(
             model=MODEL
@@ -164,7 +169,8 @@ class SyntheticRun:
         ]
         header = self.plan("stitch", h.STITCH, {"theta": THETA}, *self.decoders, "acts").header(model=MODEL)
         path = self.folder / "stitch.json"
-        payload = {"theta": THETA, "saes": saes, "pairs": pairs}
+        exchange = parts.bias_exchange(["sae-64.st", "sae-128.st", "sae-256.st"])
+        payload = {"theta": THETA, "saes": saes, "pairs": pairs, "bias_exchange": exchange}
         return self._wrote(path, "stitch", header, container.write_json(path, header, payload))
 
     def _pair(self, small: str, large: str) -> dict[str, Any]:
@@ -203,7 +209,7 @@ class SyntheticRun:
             "path": {"order": "random", "bias": "eq5", "theta": THETA, "n_add_steps": novel,
                      "n_swap_steps": components, "mse": mse.tolist(), "l0": l0.tolist(), "n_latents": n_latents},
         }  # fmt: skip
-        return {
+        pair = {
             "small": small, "large": large, "small_sha256": self.inputs[small].sha256,
             "large_sha256": self.inputs[large].sha256, "n_small": len(a), "n_large": len(b), "novel": novel,
             "reconstruction": len(b) - novel, "novel_share": novel / len(b), "reconstruction_share": 1 - novel / len(b),
@@ -213,8 +219,11 @@ class SyntheticRun:
                            "values": best.tolist()},
             "nearest": nearest.tolist(), "mean_max_cosine_of_small": float(cosine.max(0).mean()), "edges": edges,
             "sweep": sweep, "null": {"max_cosine_mean": float(null.mean()), "max_cosine_q99": 0.49,
-                                     "reconstruction_share": 0.0}, "data": data,
+                                     "reconstruction_share": 0.0},
+            "null_shuffled": {"max_cosine_mean": 0.33, "max_cosine_q99": 0.55, "reconstruction_share": 0.0},
+            "matching": parts.matching() if len(a) == len(b) else None,
         }  # fmt: skip
+        return pair | {"data": data | parts.pair_parts(self.rng, pair, data)}
 
     def meta(self) -> Path:
         n, parent = 12, "sae-256.st"
@@ -229,17 +238,16 @@ class SyntheticRun:
         record = self.plan("meta", h.META, options, parent, roles={parent: "parent"}).header(seed=0)
         indices = [sorted(self.rng.choice(n, 4, replace=False).tolist()) for _ in range(256)]
         weights = [(0.1 + 0.4 * self.rng.random(4)).round(6).tolist() for _ in range(256)]
-        edges = [round(0.05 * i, 2) for i in range(21)]
-        histogram = {"edges": edges, "counts": [0] * 5 + [1, 2, 4, 3, 2] + [0] * 10, "mean": 0.381}
         payload = {
             "parent": {"name": parent, "sha256": self.inputs[parent].sha256, "d_sae": 256}, "n_rows": 256, "k": 4,
             "d_sae": n, "threshold": 0.153, "variance_explained": {"threshold_mode": 0.512, "train_mode": 0.534},
             "mean_active": 4.02, "dead": 1, "unexplained_rows": 3,
             "controls": [{"name": "random_directions", "variance_explained": 0.083, "mean_active": 4.0},
                          {"name": "shuffled_coordinates", "variance_explained": -0.021, "mean_active": 3.9}],
-            "max_cosine": {"within": histogram, "to_parent": {**histogram, "mean": 0.55}},
             "decompositions": {"latents": list(range(256)), "indices": indices, "weights": weights},
         }  # fmt: skip
+        small = {"name": "sae-64.st", "sha256": self.inputs["sae-64.st"].sha256}
+        payload |= parts.meta_parts(256, n, small, payload["parent"])
         path = self.folder / "meta.json"
         return self._wrote(path, "meta", record, container.write_json(path, record, payload))
 

@@ -176,6 +176,31 @@ def test_without_scripts_every_figure_table_and_card_is_there(browser: Any, file
     opened.close()
 
 
+def test_an_example_of_a_split_leads_to_its_latents_by_keyboard_and_without_scripts(
+    browser: Any, file: Path, tab: Tab
+) -> None:
+    link = tab.page.locator("#split-0 .note a").last
+    wanted = (link.get_attribute("href") or "")[1:]
+    link.focus()
+    tab.page.keyboard.press("Enter")
+    tab.page.locator(f"#{wanted} > summary:focus").wait_for()
+    tab.page.keyboard.press("Tab")  # the next stop is inside the card: its family or a relative
+    assert tab.page.evaluate(f"document.getElementById('{wanted}').contains(document.activeElement)")
+    plain = Tab(browser, file, java_script_enabled=False)
+    plain.page.locator(f"#split-0 .note a[href='#{wanted}']").click()
+    assert plain.page.locator(f"#{wanted} h4").first.is_visible()
+    plain.close()
+
+
+def test_printing_keeps_every_figure_and_leaves_their_data_tables_out(browser: Any, file: Path) -> None:
+    opened = Tab(browser, file)
+    opened.page.emulate_media(media="print")
+    drawings = opened.page.locator("figure > .drawing svg")
+    assert drawings.count() > 40 and all(drawings.nth(i).is_visible() for i in range(drawings.count()))
+    assert not opened.page.locator("details.data table").first.is_visible()
+    opened.close()
+
+
 def test_printing_shows_what_is_folded_away(browser: Any, file: Path) -> None:
     opened = Tab(browser, file)
     opened.page.emulate_media(media="print")
