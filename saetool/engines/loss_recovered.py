@@ -7,6 +7,7 @@ cross-entropy, of the token that follows, at all of them but a context's last.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,6 +68,8 @@ class Contexts:
     """Which positions have a row; the others hold BOS or a token whose row was dropped."""
     documents: Int[Tensor, "n_contexts ctx_len"]
     """Of the positions that have a row."""
+    centered: bool = False
+    """Whether the rows are without their mean over d (``cache --center``): x̂ then goes to the model with it."""
 
 
 def contexts(cache: Cache, split: str, n_tokens: int) -> Contexts:
@@ -84,7 +87,7 @@ def contexts(cache: Cache, split: str, n_tokens: int) -> Contexts:
         raise ArtifactError(f"{cache.path}: its {split} split has no whole context", "cache more text")
     n = min(max(n_tokens // ids.shape[1], 1), len(whole))
     picked = whole[torch.linspace(0, len(whole) - 1, n).round().long()]
-    return Contexts(ids[picked], cached[picked], documents[picked])
+    return Contexts(ids[picked], cached[picked], documents[picked], bool(cache.header.config.get("center")))
 
 
 @torch.no_grad()
@@ -100,8 +103,9 @@ def measure(
 
     Events: tokens × passes done (one for each ablation and each SAE), then the result.
     """
-    variants: list[Callable[[Tensor], Tensor]] = [torch.zeros_like, lambda a: mean.to(a).expand_as(a)]
-    variants += [_reconstruction(sae) for sae in saes]
+    changes: list[Callable[[Tensor], Tensor]] = [lambda x: mean.to(x).expand_as(x)]
+    changes += [_reconstruction(sae) for sae in saes]
+    variants = [torch.zeros_like, *(partial(_changed, change, data.centered) for change in changes)]
     known = data.documents[data.cached].unique()
     ce_sums = torch.zeros(len(known), 2 + len(variants), dtype=torch.float64)  # n, clean, each variant
     kl_sums = torch.zeros(len(known), 1 + len(variants), dtype=torch.float64)  # n, each variant
@@ -157,9 +161,14 @@ def _figures(sums: Float[Tensor, "*draws columns"]) -> dict[str, Tensor]:
     }
 
 
-def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
-    def x_hat(acts: Tensor) -> Tensor:
-        x = acts.reshape(-1, acts.shape[-1]).float()
-        return sparse.decode(sae, sparse.encode(sae, x), x).reshape(acts.shape)
+def _changed(change: Callable[[Tensor], Tensor], centered: bool, acts: Tensor) -> Tensor:
+    """``change`` of the rows [n, d] as a cache has them, float32, in the shape of ``acts``."""
+    x = acts.reshape(-1, acts.shape[-1]).float()
+    if not centered:
+        return change(x).reshape(acts.shape)
+    row_means = x.mean(dim=1, keepdim=True)
+    return (change(x - row_means) + row_means).reshape(acts.shape)
 
-    return x_hat
+
+def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
+    return lambda x: sparse.decode(sae, sparse.encode(sae, x), x)

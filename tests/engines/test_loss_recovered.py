@@ -90,6 +90,25 @@ def test_clean_and_identity_loss_equal_the_models_own_and_ablations_are_what_the
     assert same.kl_div_with_zero_ablation == pytest.approx(float(divergence), rel=1e-5)
 
 
+def test_rows_that_were_cached_without_their_mean_go_to_the_model_with_it(cache: Cache, tiny_model_dir: Path) -> None:
+    lm = load_model(str(tiny_model_dir), device="cpu", dtype="float32")
+    site = find_site(lm.model, HOOK)
+    # x̂ = x + mean(x)·v: the identity of centred rows, and of no others.
+    rows = torch.eye(32) + torch.randn(32, generator=torch.Generator().manual_seed(0)) * 20 / 32
+    sae = replace(identity(32), W_dec=torch.cat([rows, -rows]))
+    data = loss_recovered.contexts(cache, HELDOUT, 10**6)
+    assert not data.centered
+    found = {}
+    for centered in (True, False):
+        events = loss_recovered.measure(lm, site, [sae], replace(data, centered=centered), torch.zeros(32), 3)
+        found[centered] = last(events)[0].values
+    clean = found[True].ce_loss_without_sae
+    assert found[True].ce_loss_with_sae == pytest.approx(clean, rel=1e-5)
+    assert abs(found[False].ce_loss_with_sae - clean) > 1e-4
+    header = replace(cache.header, config={**cache.header.config, "center": True})
+    assert loss_recovered.contexts(replace(cache, header=header), HELDOUT, 64).centered
+
+
 def test_neither_the_batch_size_nor_other_saes_change_an_saes_figures(cache: Cache, tiny_model_dir: Path) -> None:
     lm = load_model(str(tiny_model_dir), device="cpu", dtype="float32")
     site, mean = find_site(lm.model, HOOK), cache.moments()["mean"]
