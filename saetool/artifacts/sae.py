@@ -43,6 +43,13 @@ class SAEFile:
     def inference(self) -> str:
         return self.sae.inference
 
+    def meta_parents(self) -> list[dict[str, str]]:
+        """The inputs that say which SAEs this meta-SAE was made from. Raises ``ArtifactError`` where none do."""
+        found = [item for item in self.header.inputs if item["role"] == "parent"]
+        if not found:
+            raise ArtifactError(f"{self.name}: a meta-SAE that does not say what it was made from", "make it again")
+        return found
+
     def as_input(self, role: str) -> h.Input:
         return h.Input(role, self.name, self.sha256, self.header.schema)
 

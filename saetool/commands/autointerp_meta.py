@@ -61,9 +61,7 @@ def _parents(job: Job, beside: Path, given: Sequence[Path]) -> "Parents":
     from saetool.artifacts import sae as sae_files
     from saetool.engines.meta_base import Parents
 
-    wanted = [item for item in job.file.header.inputs if item["role"] == "parent"]
-    if not wanted:
-        raise ArtifactError(f"{job.file.name}: a meta-SAE that does not say what it was made from", "make it again")
+    wanted = job.file.meta_parents()
     found: dict[str, SAEFile] = {}
 
     def add(path: Path, expected: Sequence[dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
-from saetool.commands.autointerp_meta import parent_input
 from saetool.console import Console
 from saetool.core.meta_edit import Edit, edit
 from saetool.errors import ArtifactError, ConfigError
@@ -40,13 +39,12 @@ def run(
     """Write the edited SAE to ``out``."""
     edits = [parse_edit(text) for text in texts]
     parent, meta = sae_files.load(parent_path), sae_files.load(meta_path)
-    wanted = parent_input(meta)
-    hashes = [i["sha256"] for i in meta.header.inputs if i["role"] == "parent"]
-    if parent.sha256 not in hashes:
+    wanted = meta.meta_parents()
+    if parent.sha256 not in [item["sha256"] for item in wanted]:
         raise ArtifactError(
             f"{parent_path}: not the SAE that {meta_path} was made from (sha256 {parent.sha256[:12]}…, "
-            f"{wanted['sha256'][:12]}… expected)",
-            f"give the {wanted['name']} of that time",
+            f"{' or '.join(item['sha256'][:12] + '…' for item in wanted)} expected)",
+            f"give the {' or the '.join(item['name'] for item in wanted)} of that time",
         )
     options = {"edits": [[e.latent, e.meta, e.value] for e in edits], "rebuild": rebuild}
     inputs = [parent.as_input("parent"), meta.as_input("meta")]

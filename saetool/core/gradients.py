@@ -25,7 +25,7 @@ DENSE_ELEMENTS = 2**26
 """Rows · latents that the dense form handles at once; larger batches are summed from blocks of rows."""
 
 
-def by_hand(objective: Objective, n: int, d_sae: int) -> bool:
+def by_hand(objective: Objective, d_sae: int) -> bool:
     """Whether the gradients are taken over the pairs: where that is the faster way."""
     return objective.arch in SPARSE and objective.k is not None and d_sae >= 8 * objective.k
 
@@ -43,7 +43,7 @@ def backward(
     n, d_sae = len(x), len(p.encoder)
     for tensor in p.named().values():
         tensor.grad = None
-    if by_hand(objective, n, d_sae):
+    if by_hand(objective, d_sae):
         with torch.no_grad():
             return _over_pairs(p, x, objective, dead, cut_hint, share)
     if objective.arch in SPARSE or n * d_sae <= DENSE_ELEMENTS:

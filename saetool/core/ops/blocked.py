@@ -86,34 +86,52 @@ def _sampled_cut(
     return float(cut if gather is None else gather(cut.reshape(1)).min())
 
 
+class _Blocks:
+    """The products of all rows with a block of latents at a time, and what of them may lie above a floor."""
+
+    def __init__(self, x: Tensor, encoder: Tensor, bias: Tensor, kernels: str) -> None:
+        self._x, self._encoder, self._bias, self._kernels = x, encoder, bias, kernels
+        n, d_sae = len(x), len(encoder)
+        self._left = x if kernels == "float32" else _lengthen_rows(x)
+        self._step = min(max(_block(x.device) // n, 1), d_sae)
+        self._product = self._left.new_empty(self._step, n)
+        self._lengthened = self._left.new_empty(self._step, self._left.shape[1]) if kernels != "float32" else None
+        self._mask = torch.empty(self._step, n, dtype=torch.bool, device=x.device)
+
+    def ranges(self) -> Iterator[slice]:
+        """The latents of each block."""
+        for start in range(0, len(self._encoder), self._step):
+            yield slice(start, min(start + self._step, len(self._encoder)))
+
+    def candidates(self, part: slice, floor: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Flat places (latent of the block, row) and values in float32 of all pairs that are not below ``floor``, one
+        for all or one for each of the block's latents, and of some that are."""
+        block, b, n = self._encoder[part], self._bias[part], len(self._x)
+        out, mask = self._product[: len(block)], self._mask[: len(block)]
+        if self._lengthened is not None:
+            # Floors of their own are taken off the biases, so that the block is compared with 0.
+            shift, level = (b - floor, 0.0) if isinstance(floor, Tensor) else (b, floor)
+            _lengthen_latents(block, shift, self._lengthened[: len(block)])
+            torch.mm(self._lengthened[: len(block)], self._left.T, out=out)
+            at = _compact(out, level, self._kernels, mask)
+            return at, _dots(self._x, at % n, block, at // n, self._kernels) + b[at // n]
+        # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
+        torch.mm(block, self._left.T, out=out)
+        size = floor.abs() if isinstance(floor, Tensor) else abs(floor)
+        at = _positions(torch.ge(out, (floor - b - 1e-6 * (size + b.abs()))[:, None], out=mask).view(-1))
+        return at, out.view(-1)[at] + b[at // n]
+
+
 def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, kernels: str) -> Pairs:
     """All pairs with p ≥ ``floor`` and p > 0, or the ``wanted`` largest of them and some more."""
-    n, d_sae = len(x), len(encoder)
-    screened = kernels != "float32"
-    left = _lengthen_rows(x) if screened else x
-    step = min(max(_block(x.device) // n, 1), d_sae)
-    product = torch.empty(step, n, dtype=left.dtype, device=x.device)
-    lengthened = left.new_empty(step, left.shape[1]) if screened else None
-    mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
+    n, blocks = len(x), _Blocks(x, encoder, bias, kernels)
     found: list[Tensor] = []
     values: list[Tensor] = []
     total = 0
-    for start in range(0, d_sae, step):
-        block, b = encoder[start : start + step], bias[start : start + step]
-        out = product[: len(block)]
-        if lengthened is not None:
-            _lengthen_latents(block, b, lengthened[: len(block)])
-            torch.mm(lengthened[: len(block)], left.T, out=out)
-            at = _compact(out, floor, kernels, mask[: len(block)])
-            p = _dots(x, at % n, block, at // n, kernels) + b[at // n]
-        else:
-            # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
-            torch.mm(block, left.T, out=out)
-            level = (floor - b - 1e-6 * (abs(floor) + b.abs()))[:, None]
-            at = _positions(torch.ge(out, level, out=mask[: len(block)]).view(-1))
-            p = out.view(-1)[at] + b[at // n]
+    for part in blocks.ranges():
+        at, p = blocks.candidates(part, floor)
         keep = (p >= floor) & (p > 0)
-        found.append(at[keep] + start * n)
+        found.append(at[keep] + part.start * n)
         values.append(p[keep])
         total += len(values[-1])
         if total > 4 * wanted:  # the floor was far too low: forget what cannot be among the wanted
@@ -123,7 +141,7 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
             found, values = [at[keep]], [p[keep]]
             total = len(values[0])
     at = torch.cat(found)
-    return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
+    return Pairs(at % n, at // n, torch.cat(values), n, len(encoder))
 
 
 @_float32_sums()
@@ -134,33 +152,17 @@ def above(
     floors: Float[Tensor, " d_sae"],
     kernels: str = "float32",
 ) -> Pairs:
-    """See ``ops.above``. The floors are taken off the biases, so that a block is compared with 0."""
-    n, d_sae = len(x), len(encoder)
+    """See ``ops.above``."""
+    n, blocks = len(x), _Blocks(x, encoder, bias, kernels)
     floors = floors.clamp_min(0)
-    screened = kernels != "float32"
-    left = _lengthen_rows(x) if screened else x
-    step = min(max(_block(x.device) // n, 1), d_sae)
-    product = torch.empty(step, n, dtype=left.dtype, device=x.device)
-    lengthened = left.new_empty(step, left.shape[1]) if screened else None
-    mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
     found, values = [], []
-    for start in range(0, d_sae, step):
-        block, b, floor = (t[start : start + step] for t in (encoder, bias, floors))
-        out = product[: len(block)]
-        if lengthened is not None:
-            _lengthen_latents(block, b - floor, lengthened[: len(block)])
-            torch.mm(lengthened[: len(block)], left.T, out=out)
-            at = _compact(out, 0.0, kernels, mask[: len(block)])
-            p = _dots(x, at % n, block, at // n, kernels) + b[at // n]
-        else:
-            torch.addmm(b[:, None], block, left.T, out=out)
-            at = _positions(torch.gt(out, floor[:, None], out=mask[: len(block)]).view(-1))
-            p = out.view(-1)[at]
-        keep = p > floor[at // n]
-        found.append(at[keep] + start * n)
+    for part in blocks.ranges():
+        at, p = blocks.candidates(part, floors[part])
+        keep = p > floors[part][at // n]
+        found.append(at[keep] + part.start * n)
         values.append(p[keep])
     at = torch.cat(found)
-    return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
+    return Pairs(at % n, at // n, torch.cat(values), n, len(encoder))
 
 
 def _compact(
