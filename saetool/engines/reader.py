@@ -24,7 +24,7 @@ BLOCK = 1024
 """Consecutive rows that are read in one piece: some ten contexts."""
 BUFFER_NUMBERS = 2**27
 """Numbers in a mixing buffer: 256 MiB of bfloat16, 233 thousand rows of width 576. There are two buffers."""
-GATHERED = 256
+GATHERED = 512
 """Rows that are gathered and made float32 at once."""
 PAGE = 4096
 """Bytes that the system reads at least."""
