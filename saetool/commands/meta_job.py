@@ -19,7 +19,7 @@ from saetool.artifacts.sae import SAEFile
 from saetool.commands import meta_graph, meta_table
 from saetool.commands.checks import check_encodes, check_site, check_split
 from saetool.commands.meta_run import Trainings
-from saetool.commands.train_run import Product
+from saetool.commands.train_plan import Product
 from saetool.config import META_PRESETS, MetaConfig, TrainConfig
 from saetool.console import Console
 from saetool.core import meta as core

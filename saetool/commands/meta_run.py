@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from saetool.artifacts import header as h
-from saetool.commands.train_run import Product, Run
+from saetool.commands.train_plan import Product
+from saetool.commands.train_run import Run
 from saetool.config import TrainConfig
 from saetool.console import Console
 from saetool.core.sae import SAE

@@ -1,19 +1,18 @@
 """``saetool train``: activations → SAEs."""
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import open_cache
+from saetool.commands.train_plan import describe, products, settings
 from saetool.commands.train_source import CacheSource, LiveSource, Source, Wanted
 from saetool.config import ARCHITECTURES, RECIPES, CacheConfig, TrainConfig
 from saetool.console import Console
-from saetool.errors import ArtifactError, ConfigError
+from saetool.errors import ConfigError
 from saetool.options import (
     DebugFlag,
     Device,
@@ -24,21 +23,11 @@ from saetool.options import (
     Quiet,
     Resume,
     Seed,
-    parse_count,
-    parse_counts,
     resolve_device,
 )
 
 SAES, OPTIMIZER, SPARSITY, START = "The SAE", "Optimisation", "Sparsity and dead latents", "Starting point"
 LIVE = "A model in place of a cache"
-CHOICES = {
-    "arch": ARCHITECTURES,
-    "penalty": ("l0", "tanh"),
-    "aux_scale": ("plain", "dead-share", "variance"),
-    "decoder_norm": ("unit", "free"),
-    "b_dec_init": ("mean", "geometric-median", "zero"),
-    "dtype": ("fp32", "bf16"),
-}
 
 
 def train(
@@ -204,107 +193,30 @@ def train(
     console = Console(quiet=quiet, as_json=json_)
     wanted_live = Wanted(model, text or [], dataset, hook, layer, ctx_len, max_norm)
     source: Source = LiveSource(wanted_live, console) if wanted_live.any() else CacheSource(open_cache(acts))
-    base, widths = _base(preset, like, source)
-    given = {n for n in context.params if context.get_parameter_source(n).name != "DEFAULT"}  # type: ignore[union-attr]
-    texts = {"tokens": tokens, "dead_after": dead_after, "resample": resample}
-    chosen: dict[str, Any] = {}
-    for name in TrainConfig.__dataclass_fields__:
-        if name in context.params and (name in given or (preset is None and like is None)):
-            value = context.params[name]
-            chosen[name] = parse_count(value, _option(name)) if name in texts and value is not None else value
-    if "latents" in chosen:
-        widths = parse_counts(chosen.pop("latents"), "--latents")
-    if chosen.get("resample", 0) is None:
-        del chosen["resample"]
-    base = dataclasses.replace(base, **chosen)
-    for name, choices in CHOICES.items():
-        if getattr(base, name) not in (*choices, None):
-            raise ConfigError(f"{_option(name)} {getattr(base, name)}: unknown", f"one of {', '.join(choices)}")
+    base, widths = settings(context, source)
     if log_every is not None and log_every < 1:
         raise ConfigError(f"--log-every {log_every}: must be at least 1")
-    if len(widths) > 1 and base.arch != "matryoshka" and "{latents}" not in out:
-        raise ConfigError(f"-o {out}: {len(widths)} widths need {{latents}} in the name", "-o 'sae-{latents}.st'")
-
-    from saetool.commands.train_run import Product, Run
-    from saetool.engines.processes import join
-    from saetool.engines.recipe import n_steps, options_of, resolve
-
-    products = []
-    for config, prefixes in _configs(base, widths):
-        config = resolve(config, source.d_in)
-        for width in prefixes or (config.latents,):
-            prefix = {"prefix": width} if width < config.latents else {}
-            options = {**options_of(config), **source.options, **prefix}
-            plan = h.Plan("train", h.SAE, options, source.inputs, source.parents)
-            products.append(Product(Path(out.replace("{latents}", str(width))), plan, config, width))
-    if base.arch == "matryoshka" and "{latents}" not in out:
-        products = products[-1:]
+    wanted = products(base, widths, source, out)
     if dry_run:
-        rows = source.n_rows()
-        recipe = RECIPES.get(preset or "")
-        console.plan(
-            {
-                "input": f"{source.name}: {rows:,} rows of {source.d_in}",
-                **({"preset": f"{preset}: {recipe.source}", "differs": recipe.differs} if recipe else {}),
-                "steps": n_steps(base),
-                "epochs": round(base.tokens / max(rows, 1), 2),
-                **{str(p.path): json.dumps(dict(p.plan.options)) for p in products},
-                "parameters_and_optimizer_bytes": sum(2 * source.d_in * p.config.latents * 12 for p in products),
-            }
-        )
+        console.plan(describe(base, wanted, source, preset))
         return
-    wanted = []
-    for product in products:
-        if not export_partial and container.up_to_date(product.path, product.plan, overwrite=overwrite):
+
+    from saetool.commands.train_run import Run
+    from saetool.engines.processes import join
+
+    processes, device = join(resolve_device(device), tensors=True)
+    if not export_partial:
+        done = [p for p in wanted if container.up_to_date(p.path, p.plan, overwrite=overwrite)]
+        processes.wait()  # before any of them is made
+        for product in done if processes.leads else []:
             header = container.read_header(product.path)
             metrics = dict(header.config.get("train_metrics", {}))
             console.emit(header, product.path, h.sha256_file(product.path), metrics, fresh=False)
+        wanted = [p for p in wanted if p not in done]
+    if wanted:
+        run = Run(console, source, wanted, processes, device, log, tensorboard)
+        if export_partial:
+            run.export_partial(overwrite=overwrite)
         else:
-            wanted.append(product)
-    if not wanted:
-        return
-    processes, device = join(resolve_device(device), tensors=True)
-    run = Run(console, source, wanted, processes, device, log, tensorboard)
-    if export_partial:
-        run.export_partial(overwrite=overwrite)
-    else:
-        run.go(resume=resume, checkpoint_every=checkpoint_every, log_every=log_every)
+            run.go(resume=resume, checkpoint_every=checkpoint_every, log_every=log_every)
     processes.leave()
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _base(preset: str | None, like: Path | None, source: Source) -> tuple[TrainConfig, list[int]]:
-    """The config that options given explicitly are laid over, and its widths."""
-    if preset is not None and like is not None:
-        raise ConfigError("--preset and --like both say what to start from: give one of them")
-    if preset is not None:
-        if preset not in RECIPES:
-            raise ConfigError(f"--preset {preset}: unknown", f"one of {', '.join(RECIPES)}")
-        options = dict(RECIPES[preset].options)
-        widths = parse_counts(str(options.pop("latents", TrainConfig.latents)), "--latents")
-        return TrainConfig(**options), widths
-    if like is not None:
-        from saetool.engines.recipe import like as config_of
-
-        header = container.read_header(like)
-        h.expect(header, h.SAE, str(like))
-        entries = [entry for entry in header.history if entry["verb"] == "train"]
-        if not entries:
-            raise ArtifactError(f"{like}: was not trained by saetool train", "give its settings as options")
-        used = entries[-1]["inputs"]
-        if [i.sha256 for i in source.inputs] != used:
-            raise ArtifactError(f"{source.name}: is not what {like} was trained on", "give the same cache, or text")
-        config = config_of(entries[-1]["options"], source.d_in)
-        return config, list(config.prefixes or (config.latents,))
-    return TrainConfig(), [TrainConfig.latents]
-
-
-def _configs(base: TrainConfig, widths: list[int]) -> list[tuple[TrainConfig, tuple[int, ...]]]:
-    """What is trained: an SAE a width, or one matryoshka with them all nested. With each, its prefixes."""
-    if base.arch == "matryoshka":
-        nested = tuple(sorted(widths))
-        return [(dataclasses.replace(base, latents=nested[-1], prefixes=nested), nested)]
-    return [(dataclasses.replace(base, latents=width, prefixes=()), ()) for width in widths]

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from saetool.artifacts import container, train_log
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
+from saetool.commands.train_plan import Product
 from saetool.commands.train_source import Source
 from saetool.config import TrainConfig
 from saetool.console import Console, Interruption
@@ -20,17 +20,6 @@ from saetool.engines.processes import Processes
 from saetool.engines.recipe import n_steps
 from saetool.engines.trainee import Trainee
 from saetool.errors import ArtifactError, BackendError, ConfigError
-
-
-@dataclass(frozen=True)
-class Product:
-    """One file to write: an SAE, or a prefix of a matryoshka."""
-
-    path: Path
-    plan: h.Plan
-    config: TrainConfig
-    """Resolved; products of one matryoshka share it."""
-    width: int
 
 
 class Run:
