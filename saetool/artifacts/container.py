@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import sys
@@ -38,6 +39,8 @@ _DTYPE_CODES = {
 _RANK = ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"]
 """safetensors' order of types: a file holds the last of these first."""
 _PIECE = 1 << 20
+_NUMBERS = re.compile(r"\[\n[-+.,0-9eEnul\s]*\]")
+"""A list of numbers and nulls over several lines; no string of a JSON text holds a line's end."""
 
 
 @dataclass(frozen=True)
@@ -349,9 +352,11 @@ def _dtype_code(name: str) -> str:
 
 
 def json_bytes(header: h.Header, payload: Mapping[str, Any]) -> bytes:
-    """A JSON artifact: the header under ``saetool``, indented, keys sorted, undefined numbers null."""
+    """A JSON artifact: the header under ``saetool``, indented, keys sorted, undefined numbers null. A list of numbers
+    is one line: half of the bytes, where there is one for each latent."""
     data = h.finite({**payload, METADATA_KEY: header.to_json()})
     text = json.dumps(data, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    text = _NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     return (text + "\n").encode("utf-8")
 
 

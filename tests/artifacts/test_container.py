@@ -82,6 +82,20 @@ def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_list_of_numbers_is_one_line_of_json(tmp_path: Path) -> None:
+    payload = {
+        "a": [1, 2.5, -3e-7, float("nan")],
+        "b": [[1, 2], [3, 4]],
+        "c": ["[\n1,\n2\n]", "x"],
+        "d": [],
+        "e": [[1, [2]]],
+    }
+    container.write_json(tmp_path / "x.json", PLAN.header(), payload)
+    text = (tmp_path / "x.json").read_text()
+    assert '"a": [1, 2.5, -3e-07, null],' in text and "\n    [1, 2],\n" in text
+    assert container.read_json(tmp_path / "x.json")[1] == {**payload, "a": [1, 2.5, -3e-7, None]}
+
+
 def test_json_has_no_nan(tmp_path: Path) -> None:
     container.write_json(tmp_path / "x.json", PLAN.header(), {"value": float("nan"), "list": [float("inf"), 1.0]})
     _, payload = container.read_json(tmp_path / "x.json")
