@@ -1,5 +1,6 @@
 """``saetool report``: the artifacts of a run → one HTML page."""
 
+import dataclasses
 import os
 import re
 import sys
@@ -72,6 +73,7 @@ def report(
     """
     from saetool.report import render, sections
     from saetool.report.collect import collect
+    from saetool.report.names import told_apart
     from saetool.report.provenance import inputs_of
     from saetool.report.run import Look
 
@@ -89,6 +91,7 @@ def report(
     if str(out) != "-":
         _check_output(out, where)
     found = collect(where, output=None if str(out) == "-" else out)
+    found = dataclasses.replace(found, artifacts=told_apart(found.artifacts))
     warnings = sections.warnings_of(found)
     options = {
         "title": title, "features": features, "pick": pick, "listed": look.listed, "contexts": contexts,

@@ -39,6 +39,8 @@ class Artifact:
     header: h.Header
     payload: Any = None
     """The record of a JSON artifact, the records of a JSONL one, the tensors of explanation windows."""
+    shown: str | None = None
+    """What to call it where its file name is not its own alone."""
 
     @property
     def schema(self) -> str:
@@ -50,8 +52,8 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """File name without folders, as inputs of other artifacts name it."""
-        return self.label.rpartition("/")[2]
+        """File name without folders, as inputs of other artifacts name it, or ``shown``."""
+        return self.shown or self.label.rpartition("/")[2]
 
     def as_input(self) -> h.Input:
         return h.Input(self.kind, self.label, self.sha256, self.schema)
@@ -98,7 +100,7 @@ class Found:
         """(artifact, its input, the file found under that input's name, which has another hash)."""
         named: dict[str, list[Artifact]] = {}
         for artifact in self.artifacts:
-            named.setdefault(artifact.name, []).append(artifact)
+            named.setdefault(artifact.label.rpartition("/")[2], []).append(artifact)
         return [
             (artifact, item, named[item["name"]][0])
             for artifact in self.artifacts
