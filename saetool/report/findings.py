@@ -71,13 +71,13 @@ def _stitching(run: Run) -> Iterable[str]:
     measured = [(a, p) for a, p in pairs if p.get("data")]
     wide = [(a, p) for a, p in measured if not is_control(p)]
     once = list({(p["small_sha256"], p["large_sha256"]): (a, p) for a, p in wide}.values())
-    aucs = [f"{_pair(a, p)} {number(p['data']['auc'], 3)}" for a, p in once if p["data"].get("auc") is not None]
+    aucs = [f"{_pair(p)} {number(p['data']['auc'], 3)}" for a, p in once if p["data"].get("auc") is not None]
     if aucs:
         yield f"AUC of max cosine as predictor of the effect's sign: {_joined(aucs)} (0.5 is chance)."
-    for artifact, pair in once[:_MOST]:
-        yield from _groups(artifact, pair, pair["data"].get("best_theta"), "At the best θ,")
+    for _, pair in once[:_MOST]:
+        yield from _groups(pair, pair["data"].get("best_theta"), "At the best θ,")
     for artifact, pair in wide[: 2 * _MOST]:
-        yield from _groups(artifact, pair, artifact.payload["theta"], "At θ =")
+        yield from _groups(pair, artifact.payload["theta"], "At θ =")
     ends = [d for _, p in measured if (d := end_difference(p)) is not None]
     if ends:
         many = "Path ends equal" if len(ends) > 1 else "The path's ends equal"
@@ -86,25 +86,19 @@ def _stitching(run: Run) -> Iterable[str]:
         yield f"{verb} the SAEs' own numbers (largest relative difference of MSE {number(max(ends), 2)})."
 
 
-def _groups(artifact: Artifact, pair: Pair, theta: float | None, words: str) -> Iterable[str]:
+def _groups(pair: Pair, theta: float | None, words: str) -> Iterable[str]:
     """What adding all novel, and all reconstruction, latents at ``theta`` does."""
     group = group_at(pair, theta) if theta is not None else {}
     novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
     if novel is not None and rest is not None:
         yield (
             f"{words} {theta:.3g}, adding all novel latents changes the MSE by {percent(novel, signed=True)}, adding "
-            f"the reconstruction latents by {percent(rest, signed=True)} ({_pair(artifact, pair)})."
+            f"the reconstruction latents by {percent(rest, signed=True)} ({_pair(pair)})."
         )
 
 
-def _pair(artifact: Artifact, pair: Pair) -> str:
-    return _named(artifact, f"{pair['small']} → {pair['large']}")
-
-
-def _named(artifact: Artifact, name: str) -> str:
-    """``name`` after the folder of the record that speaks of it, if any: runs side by side use the same names."""
-    folder = artifact.label.rpartition("/")[0]
-    return f"{folder}: {name}" if folder else name
+def _pair(pair: Pair) -> str:
+    return f"{pair['small']} → {pair['large']}"
 
 
 def _shares(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
@@ -112,7 +106,7 @@ def _shares(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
     controls = [(a, p) for a, p in pairs if is_control(p) and p["reconstruction_share"] is not None]
     wide = [(a, p) for a, p in pairs if not is_control(p) and p["novel_share"] is not None]
     for theta in sorted({a.payload["theta"] for a, _ in wide}, reverse=True):
-        parts = [f"{percent(p['novel_share'])} ({_pair(a, p)})" for a, p in wide if a.payload["theta"] == theta]
+        parts = [f"{percent(p['novel_share'])} ({_pair(p)})" for a, p in wide if a.payload["theta"] == theta]
         yield f"Share of the larger SAE's latents that are new to the smaller at θ = {theta:g}: {_joined(parts)}."
     for artifact, control in controls[:_MOST]:
         theta = artifact.payload["theta"]
@@ -122,7 +116,7 @@ def _shares(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
         )
         up = [(a, p) for a, p in wide if a.payload["theta"] == theta and p["small_sha256"] == control["small_sha256"]]
         if up:
-            text += f", against {percent(up[0][1]['novel_share'])} new in the wider one ({_pair(*up[0])})"
+            text += f", against {percent(up[0][1]['novel_share'])} new in the wider one ({_pair(up[0][1])})"
         yield f"{text}."
 
 
@@ -152,14 +146,14 @@ def _meta(run: Run) -> Iterable[str]:
         ]
         text = (
             f"The meta-SAE ({number(payload['d_sae'])} meta-latents, k = {number(payload['k'])}) explains "
-            f"{percent(explained)} of the variance of {_named(artifact, payload['parent']['name'])}'s decoder rows"
+            f"{percent(explained)} of the variance of {payload['parent']['name']}'s decoder rows"
         )
         yield f"{text}, against {' and '.join(controls)}." if controls else f"{text} (no control was trained)."
 
 
 def _explained(run: Run) -> Iterable[str]:
     for explained in run.explanations:
-        name = _named(explained.artifact, explained.sae_name)
+        name = explained.sae_name
         values = scored(explained)
         average = autointerp_mean(run, explained.sae_sha256) if values else None
         if average is not None:
