@@ -34,11 +34,15 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
+NOTHING = 1e-12
+"""A share below this is the rounding of sums."""
+
+
 def percent(share: float | None, *, signed: bool = False) -> str:
     """A share as a percentage with two or three significant digits; ``signed`` writes the plus too."""
     if share is None or not math.isfinite(share):
         return ABSENT
-    if share == 0:
+    if abs(share) < NOTHING:
         return "0 %"
     value = 100 * share
     size = abs(value)

@@ -24,13 +24,15 @@ def run(folder: str, small: str, large: str) -> list[Artifact]:
         "edges": [[0, 1, 0.5]],
     }
     inputs = (("small.st", small), ("large.st", large))
+    evaluated = {"saes": [{"name": "small.st", "sha256": small}]}
+    pool = [{"name": "large.st", "sha256": large}, {"name": "small.st", "sha256": small}]
+    compared = {"compare": {"pool": pool, "comparable": "small.st"}}
     return [
         artifact(f"{folder}small.st", h.SAE, small),
         artifact(f"{folder}large.st", h.SAE, large),
         artifact(f"{folder}stitch.json", h.STITCH, f"stitch {small}", {"pairs": [pair]}, inputs),
-        artifact(
-            f"{folder}eval.json", h.EVAL, f"eval {small}", {"saes": [{"name": "small.st", "sha256": small}]}, inputs
-        ),
+        artifact(f"{folder}eval.json", h.EVAL, f"eval {small}", evaluated, inputs),
+        artifact(f"{folder}meta.json", h.META, f"meta {small}", compared, inputs),
         artifact(f"{folder}train.jsonl", h.TRAIN_LOG, f"log {small}", [{"sae": "small.st"}, {"sae": "gone.st"}]),
     ]
 
@@ -48,6 +50,8 @@ def test_every_mention_in_a_run_gets_its_folder() -> None:
     assert [p["large"] for p in pairs] == ["large.st", "large.st"]  # the same SAE, copied
     assert pairs[0]["edges"] == [[0, 1, 0.5]]
     assert [a.payload["saes"][0]["name"] for a in found if a.schema == h.EVAL] == ["l1/small.st", "topk/small.st"]
+    metas = [a.payload["compare"]["comparable"] for a in found if a.schema == h.META]
+    assert metas == ["l1/small.st", "topk/small.st"]
     logs = [[r["sae"] for r in a.payload] for a in found if a.schema == h.TRAIN_LOG]
     assert logs == [["l1/small.st", "gone.st"], ["topk/small.st", "gone.st"]]
     assert [i["name"] for a in found if a.schema == h.STITCH for i in a.header.inputs][:2] == [
