@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import sparse_data, write_cache
+from conftest import save_sae, sparse_data, write_cache
 
 from saetool.artifacts.cache import TRAIN
-from saetool.config import RECIPES, TrainConfig
+from saetool.artifacts.sae import load
+from saetool.config import ARCHITECTURES, RECIPES, SPARSE, TrainConfig
+from saetool.core.losses import losses
 from saetool.core.sae import SAE
 from saetool.engines import recipe
 from saetool.engines import train as engine
@@ -89,19 +91,29 @@ def test_logging_never_changes_training(tmp_path: Path) -> None:
     assert same(often.sae(), never.sae())
 
 
-def test_the_saved_sae_reconstructs_as_in_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("arch", "decoder_norm"),
+    [*((arch, "unit") for arch in ARCHITECTURES), *((arch, "free") for arch in ARCHITECTURES if arch not in SPARSE)],
+)
+def test_the_file_reconstructs_as_the_trainer_did(
+    arch: str, normalize: bool, decoder_norm: str, tmp_path: Path
+) -> None:
     reader, mean, scale = stream(tmp_path / "acts")
-    for arch in ("topk", "relu", "jumprelu"):
-        member = trainee(replace(CONFIG, arch=arch), mean, scale)
-        run([member], reader)
-        x = sparse_data(100, seed=9)
-        p = {name: t.detach() for name, t in member.parameters.named().items()}
-        threshold = p["log_threshold"].exp() if "log_threshold" in p else None
-        trained = SAE(p["encoder"].T, p["b_enc"], p["W_dec"], p["b_dec"], threshold, arch, 3)
-        saved = member.sae()
-        expected = trained.decode(trained.encode(x * scale)) / scale
-        assert torch.allclose(saved.decode(saved.encode(x)), expected, atol=1e-5)
-        assert torch.allclose(saved.W_dec.norm(dim=1), torch.ones(24), atol=1e-5)
+    reader.scale = scale = scale if normalize else 1.0
+    prefixes = (8, 24) if arch == "matryoshka" else ()
+    member = trainee(replace(CONFIG, arch=arch, prefixes=prefixes, decoder_norm=decoder_norm), mean, scale)
+    run([member], reader)
+    x = sparse_data(100, seed=9)
+    file = save_sae(tmp_path / "sae.st", member.sae())
+    saved = load(file).sae
+    selecting = replace(saved, arch="batchtopk", threshold=None) if arch == "matryoshka" else saved
+    z = selecting.encode(x, batch=selecting.arch == "batchtopk")
+    mine = (x - saved.decode(z)).square().sum(1).mean() * scale**2
+    trained = losses(member.parameters, x * scale, member.objective)
+    assert float(mine) == pytest.approx(float(trained.mse.detach()), rel=1e-4)
+    assert int((z > 0).sum()) == int(trained.active)
+    assert torch.allclose(saved.W_dec.norm(dim=1), torch.ones(24), atol=1e-5)
 
 
 def test_the_decoder_stays_at_unit_norm_where_the_recipe_says_so(tmp_path: Path) -> None:
