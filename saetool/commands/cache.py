@@ -201,9 +201,9 @@ def cache(
     check_output(Path(pattern))
     embedded = not text and dataset is None
 
-    from saetool.engines import cache as engine
+    from saetool.engines import cache_request
 
-    request = engine.Request(
+    request = cache_request.Request(
         ctx_len=ctx_len,
         bos=bos,
         keep_special=keep_special,

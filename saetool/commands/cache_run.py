@@ -21,6 +21,7 @@ from saetool.options import resolve_device
 
 if TYPE_CHECKING:
     from saetool.engines import cache as engine
+    from saetool.engines import cache_request
     from saetool.engines import tensors as matrices
     from saetool.engines.model import LanguageModel
     from saetool.engines.processes import Processes
@@ -55,7 +56,7 @@ class Output:
 
 
 def text(
-    request: "engine.Request",
+    request: "cache_request.Request",
     hooks: list[str],
     model: str | None,
     find_texts: "Callable[[], Texts]",
@@ -63,7 +64,7 @@ def text(
     running: Running,
 ) -> None:
     """Make the caches of ``hooks`` that are not there yet."""
-    from saetool.engines import cache as engine
+    from saetool.engines import cache_request
     from saetool.engines.model import find_model
     from saetool.engines.processes import join
 
@@ -77,7 +78,7 @@ def text(
     texts = find_texts()
     if texts.embedded:
         console.say(f"no text given: {texts.name}, the embedded corpus")
-    names = engine.hook_names(hooks, source)
+    names = cache_request.hook_names(hooks, source)
     about = texts.as_input()
     outputs = [Output(n, Path(pattern.replace("{hook}", n)), request.plan(n, source, about)) for n in names]
     wanted = []
@@ -87,7 +88,7 @@ def text(
             wanted.append(output)
     processes.wait()  # before any of them is made
     if wanted:
-        prepared = engine.prepare(request, source, texts, [output.hook for output in wanted])
+        prepared = cache_request.prepare(request, source, texts, [output.hook for output in wanted])
         with closing(prepared.corpus):
             run = _Pass(prepared, wanted, device, running, processes)
             if running.dry_run:
@@ -113,7 +114,12 @@ class _Pass:
     """One pass over the text, for one or more caches."""
 
     def __init__(
-        self, prepared: "engine.Prepared", outputs: list[Output], device: str, running: Running, processes: "Processes"
+        self,
+        prepared: "cache_request.Prepared",
+        outputs: list[Output],
+        device: str,
+        running: Running,
+        processes: "Processes",
     ) -> None:
         self.prepared, self.outputs, self.device, self.running, self.processes = (
             prepared,

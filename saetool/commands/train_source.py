@@ -13,7 +13,7 @@ from saetool.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saetool.engines.cache import Prepared
+    from saetool.engines.cache_request import Prepared
     from saetool.engines.reader import Statistics
 
 
@@ -88,7 +88,7 @@ class LiveSource:
     """A model's activations on a text, computed block by block. The text's held-out documents are left out."""
 
     def __init__(self, wanted: Wanted, console: Console) -> None:
-        from saetool.engines import cache as engine
+        from saetool.engines import cache_request
         from saetool.engines import text as texts
         from saetool.engines.model import find_model
 
@@ -104,7 +104,7 @@ class LiveSource:
             text = texts.from_paths(list(wanted.text), None)
         else:
             text = texts.from_dataset(wanted.dataset, None, "train", None) if wanted.dataset else texts.embedded()
-        request = engine.Request(
+        request = cache_request.Request(
             ctx_len=wanted.ctx_len,
             bos=CacheConfig.bos,
             keep_special=CacheConfig.keep_special,
@@ -114,10 +114,10 @@ class LiveSource:
             tokens=None,
             max_norm=wanted.max_norm,
         )
-        (self.hook,) = engine.hook_names([hook or CacheConfig.hook], source)
+        (self.hook,) = cache_request.hook_names([hook or CacheConfig.hook], source)
         plan = request.plan(self.hook, source, text.as_input())
         console.say(f"no cache: {source.id} computes activations of {text.name} while training")
-        self.prepared: Prepared = engine.prepare(request, source, text, [self.hook])
+        self.prepared: Prepared = cache_request.prepare(request, source, text, [self.hook])
         self.d_in = self.prepared.widths[self.hook]
         self.name = f"{source.id} on {text.name}"
         self.inputs, self.parents = list(plan.inputs), []

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from saetool.core.quantize import dequantize_rows, quantize_rows
 from saetool.core.statistics import geometric_median, moments, row_sums
-from saetool.engines.cache import Prepared, read_batch
+from saetool.engines.cache import read_batch
+from saetool.engines.cache_request import Prepared
 from saetool.engines.model import LanguageModel
 from saetool.engines.order import seeded
 from saetool.engines.reader import Statistics

@@ -28,6 +28,7 @@ from saetool.artifacts.cache_writer import CacheWriter
 from saetool.config import CacheConfig
 from saetool.core.statistics import row_sums
 from saetool.engines import cache as engine
+from saetool.engines import cache_request
 from saetool.engines import text as sources
 from saetool.engines.memory import batch_tokens
 from saetool.engines.model import find_model, load
@@ -55,7 +56,7 @@ def main() -> None:
 
 def bench_pass(args: argparse.Namespace) -> None:
     """The whole of making a cache (tokenising and writing beside the model) : the model on the same batches."""
-    request = engine.Request(
+    request = cache_request.Request(
         ctx_len=CacheConfig.ctx_len,
         bos=True,
         keep_special=False,
@@ -65,9 +66,9 @@ def bench_pass(args: argparse.Namespace) -> None:
         tokens=args.tokens,
     )
     source, texts = find_model(args.model), sources.embedded()
-    (hook,) = engine.hook_names([args.hook], source)
+    (hook,) = cache_request.hook_names([args.hook], source)
     plan = request.plan(hook, source, texts.as_input())
-    first = engine.prepare(request, source, texts, [hook])
+    first = cache_request.prepare(request, source, texts, [hook])
     first.counts()
     lm = load(source, first.config, first.tokenizer, device=args.device, dtype=args.dtype)
     site = find_site(lm.model, hook)
@@ -89,7 +90,7 @@ def bench_pass(args: argparse.Namespace) -> None:
     def cached() -> None:
         with tempfile.TemporaryDirectory() as folder:
             writer = CacheWriter(Path(folder) / "acts", plan, storage=request.storage)
-            corpus = engine.reading(request, texts, first.tokenizer, first.bos_id, first.separator_id)
+            corpus = cache_request.reading(request, texts, first.tokenizer, first.bos_id, first.separator_id)
             prepared = dataclasses.replace(first, corpus=corpus)
             for _ in engine.write(lm, prepared, [engine.Job(hook, site, writer, per_shard)], per_batch):
                 pass

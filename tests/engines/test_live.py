@@ -11,6 +11,7 @@ from conftest import tiny_documents
 from saetool.artifacts.cache import TRAIN, Cache, open_cache
 from saetool.artifacts.cache_writer import CacheWriter
 from saetool.engines import cache as engine
+from saetool.engines import cache_request
 from saetool.engines.live import LiveReader
 from saetool.engines.model import find_model, load, load_config, load_tokenizer
 from saetool.engines.sites import find_site
@@ -25,13 +26,13 @@ def setting(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., tuple[Callabl
 
     def build(**options: Any) -> tuple[Callable[..., LiveReader], Cache]:
         given = {"ctx_len": 16, "bos": True, "keep_special": False, "heldout": 0.2, "dtype": "float32"}
-        request = engine.Request(**{**given, "storage": "float32", "tokens": None, **options})
+        request = cache_request.Request(**{**given, "storage": "float32", "tokens": None, **options})
         source = find_model(str(tiny_model_dir))
         texts = Texts("tests", lambda: iter(tiny_documents()))
         config, tokenizer = load_config(source), load_tokenizer(source)
         lm = load(source, config, tokenizer, device="cpu", dtype=request.dtype)
         site = find_site(lm.model, HOOK)
-        prepared = engine.prepare(request, source, texts, [HOOK])
+        prepared = cache_request.prepare(request, source, texts, [HOOK])
         writer = CacheWriter(tmp_path / "acts", request.plan(HOOK, source, texts.as_input()), storage=request.storage)
         job = engine.Job(HOOK, site, writer, per_shard=16)
         (job.limit,) = engine.norm_limits(lm, prepared, [job], 10_000)  # of the whole split, as in the live reader
