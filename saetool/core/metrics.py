@@ -27,6 +27,8 @@ from saetool.core.sae import SAE, unit_rows
 from saetool.core.sparse import Codes
 from saetool.core.statistics import Moments
 
+RESIDUALS = 2**25
+"""Numbers in the table of residuals by document, at most: 256 MB."""
 TINY = torch.finfo(torch.float64).tiny
 
 COLUMNS = (
@@ -114,6 +116,14 @@ def ratios(sums: Float[Tensor, "*groups columns"], d_in: int) -> Ratios:
     )
 
 
+def frac_variance_explained(
+    sums: Float[Tensor, "*groups columns"], residual: Float[Tensor, "*groups d_in"]
+) -> Float[Tensor, "*groups"]:
+    """1 − (Σ‖x − x̂‖² − ‖Σ(x − x̂)‖² / n) / Σ‖x − x̄‖² of each group, from its column sums and Σ(x − x̂)."""
+    n, error, variance = (sums[..., COLUMNS.index(name)] for name in ("n", "error", "variance"))
+    return _without_variance(1 - (error - residual.square().sum(-1) / n) / variance)
+
+
 def _without_variance(value: Tensor) -> Tensor:
     """``value`` with NaN for the infinities of a division by zero."""
     return torch.where(value.isfinite(), value, torch.nan)
@@ -125,7 +135,6 @@ class QualitySums:
     def __init__(self, d_sae: int, moments: Moments, groups: Mapping[str, int]) -> None:
         mean = moments.mean
         self._mean, self._outliers = mean, moments.wide.nonzero().squeeze(1)
-        self._residual = torch.zeros_like(mean)
         self._d_sae = d_sae
         self.fired = torch.zeros(d_sae, dtype=torch.int64, device=mean.device)
         """How often each latent was active."""
@@ -134,6 +143,9 @@ class QualitySums:
             for name, size in groups.items()
         }
         """Column sums of each group."""
+        kept = groups.get("document", 1)
+        self.residuals = mean.new_zeros(kept if kept * len(mean) <= RESIDUALS else 1, len(mean))
+        """Σ(x − x̂) of each document; one row for all of them where that would be too large a table."""
         self.totals = torch.zeros(len(COLUMNS), dtype=torch.float64, device=mean.device)
 
     def add(
@@ -145,8 +157,9 @@ class QualitySums:
     ) -> None:
         """Count one batch: inputs, active pairs, reconstructions, and each token's group in every grouping."""
         device = self._mean.device
+        rows = groups["document"].to(device) if len(self.residuals) > 1 else torch.zeros(len(x), device=device).long()
         columns = torch.cat(
-            [self._columns(a, b) for a, b in zip(_parts(x), _parts(x_hat), strict=True)]
+            [self._columns(*part) for part in zip(_parts(x), _parts(x_hat), _parts(rows), strict=True)]
         )  # [n, columns] with l0 and l1 still empty
         columns[:, COLUMNS.index("l0")] = codes.counts.to(columns)
         columns[:, COLUMNS.index("l1")] = codes.sums().to(columns)
@@ -155,10 +168,10 @@ class QualitySums:
         for name, sums in self.by.items():
             sums.index_add_(0, groups[name].to(device), columns)
 
-    def _columns(self, x: Tensor, x_hat: Tensor) -> Float[Tensor, "n columns"]:
+    def _columns(self, x: Tensor, x_hat: Tensor, rows: Tensor) -> Float[Tensor, "n columns"]:
         x, x_hat = x.to(self._mean), x_hat.to(self._mean)
         error, centred = x - x_hat, x - self._mean
-        self._residual += error.sum(0)
+        self.residuals.index_add_(0, rows, error)
         norm, norm_hat = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(x_hat, dim=1)
         error_sq, variance = _square_norms(error), _square_norms(centred)
         norm_hat_sq = norm_hat.square()
@@ -193,10 +206,8 @@ class QualitySums:
         """The metrics of all tokens together."""
         d_in = len(self._mean)
         found = {name: float(value) for name, value in ratios(self.totals, d_in)._asdict().items()}
-        error, variance = (float(self.totals[COLUMNS.index(name)]) for name in ("error", "variance"))
-        residual_variance = error - float(self._residual.square().sum()) / self.n
         dead = int((self.fired == 0).sum())
-        found["frac_variance_explained"] = 1 - residual_variance / variance if variance else math.nan
+        found["frac_variance_explained"] = float(frac_variance_explained(self.totals, self.residuals.sum(0)))
         found["frac_alive"] = 1 - dead / self._d_sae
         return Quality(**{f.name: found[f.name] for f in fields(Quality) if f.name != "dead"}, dead=dead)
 

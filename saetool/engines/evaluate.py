@@ -7,6 +7,7 @@ document, for intervals, and where asked for by position in the context and by t
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,7 @@ from saetool.core.metrics import (
     RecoveryBound,
     decoder_cosine,
     density_histogram,
+    frac_variance_explained,
     ratios,
     recovery_bound,
 )
@@ -130,7 +132,10 @@ def reconstruct(
 def _result(sae: SAE, sums: QualitySums, by: Sequence[str]) -> Reconstruction:
     quality = sums.result()
     generator = torch.Generator().manual_seed(SEED)
-    found = intervals(sums.by["document"], lambda s: ratios(s, sae.d_in)._asdict(), generator)
+    table = sums.by["document"]
+    if len(sums.residuals) == len(table):
+        table = torch.cat([table, sums.residuals], dim=1)
+    found = intervals(table, partial(_statistics, sae.d_in), generator)
     alive = sae.d_sae - quality.dead
     return Reconstruction(
         quality=quality,
@@ -142,6 +147,14 @@ def _result(sae: SAE, sums: QualitySums, by: Sequence[str]) -> Reconstruction:
         n_tokens=sums.n,
         n_documents=len(sums.by["document"]),
     )
+
+
+def _statistics(d_in: int, sums: Float[Tensor, "n columns"]) -> dict[str, Tensor]:
+    """The metrics from column sums, which the residuals' may follow."""
+    found = ratios(sums[:, : len(COLUMNS)], d_in)._asdict()
+    if sums.shape[1] > len(COLUMNS):
+        found["frac_variance_explained"] = frac_variance_explained(sums[:, : len(COLUMNS)], sums[:, len(COLUMNS) :])
+    return found
 
 
 def _breakdown(sums: Float[Tensor, "groups columns"], d_in: int) -> Breakdown:

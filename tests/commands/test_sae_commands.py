@@ -174,7 +174,7 @@ def test_eval_gives_intervals_the_bound_and_groups(here: Path) -> None:
     record = json.loads(result.stdout)
     entry, metrics = record["saes"][0], record["saes"][0]["metrics"]
     assert record["n_documents"] == 8
-    for name in ("l0", "mse", "explained_variance", "cossim"):
+    for name in ("l0", "mse", "explained_variance", "frac_variance_explained", "cossim"):
         low, high = entry["intervals"][name]
         assert low < metrics[name] < high, name
     alive = 24 - metrics["dead"]

@@ -14,6 +14,7 @@ from saetool.core.metrics import (
     QualitySums,
     decoder_cosine,
     density_histogram,
+    frac_variance_explained,
     ratios,
     recovery_bound,
 )
@@ -202,6 +203,21 @@ def test_intervals_equal_a_plain_bootstrap_over_documents() -> None:
         by_hand.append(float(1 - error / (x.double() - x.double().mean(0))[rows].square().sum()))
     low, high = torch.quantile(torch.tensor(by_hand, dtype=torch.float64), torch.tensor([0.025, 0.975]).double())
     assert found["explained_variance"] == pytest.approx((float(low), float(high)), rel=1e-6)
+
+
+def test_residuals_by_document_give_frac_variance_explained_of_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = random_sae(), sparse_data(600)
+    x_hat, documents = sae.decode(sae.encode(x)), torch.arange(600) // 20
+    sums = sums_of(x, x_hat, documents=documents)
+    picked = torch.tensor([3, 3, 7, 20])
+    rows = torch.cat([(documents == d).nonzero().squeeze(1) for d in picked])
+    error, centred = (x.double() - x_hat.double())[rows], (x.double() - x.double().mean(0))[rows]
+    expected = 1 - (error - error.mean(0)).square().sum() / centred.square().sum()
+    found = frac_variance_explained(sums.by["document"][picked].sum(0), sums.residuals[picked].sum(0))
+    assert float(found) == pytest.approx(float(expected), rel=1e-9)
+    monkeypatch.setattr("saetool.core.metrics.RESIDUALS", 100)
+    bounded = sums_of(x, x_hat, documents=documents)
+    assert len(bounded.residuals) == 1 and bounded.result() == sums.result()
 
 
 def test_keeping_the_mean_of_all_documents_hardly_changes_an_interval() -> None:
