@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The paper's findings, with their controls, at a size where they show: BatchTopK and L1 SAEs trained long enough that
-# two seeds of the smallest width agree. Up to 90 minutes on two cores, minutes on a GPU; an interrupted run goes on.
+# two seeds of the smallest width agree. About half an hour on two cores; an interrupted run goes on.
 #
 #   bash examples/findings.sh [FOLDER]     (default folder: findings)
 set -euo pipefail
