@@ -157,7 +157,9 @@ class QualitySums:
     ) -> None:
         """Count one batch: inputs, active pairs, reconstructions, and each token's group in every grouping."""
         device = self._mean.device
-        rows = groups["document"].to(device) if len(self.residuals) > 1 else torch.zeros(len(x), device=device).long()
+        placed = {name: groups[name].to(device) for name in self.by}
+        one = torch.zeros(len(x), dtype=torch.int64, device=device)
+        rows = placed["document"] if len(self.residuals) > 1 else one
         columns = torch.cat(
             [self._columns(*part) for part in zip(_parts(x), _parts(x_hat), _parts(rows), strict=True)]
         )  # [n, columns] with l0 and l1 still empty
@@ -166,7 +168,7 @@ class QualitySums:
         self.fired += codes.fired.to(device)
         self.totals += columns.sum(0)
         for name, sums in self.by.items():
-            sums.index_add_(0, groups[name].to(device), columns)
+            sums.index_add_(0, placed[name], columns)
 
     def _columns(self, x: Tensor, x_hat: Tensor, rows: Tensor) -> Float[Tensor, "n columns"]:
         x, x_hat = x.to(self._mean), x_hat.to(self._mean)

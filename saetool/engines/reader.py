@@ -151,6 +151,8 @@ class Reader:
         for number in numbers:
             if number not in self._buffers:
                 self._buffers[number] = self._begin(self._order.blocks(number))
+                if number != numbers[0]:  # that one is filled now
+                    self._look_ahead(self._order.blocks(number))
         current, *following = (self._buffers[number] for number in numbers)
         self._fill(current, current.n)
         for buffer in following:
@@ -158,15 +160,12 @@ class Reader:
         return current.rows
 
     def _begin(self, blocks: list[tuple[int, int]]) -> _Buffer:
-        """An empty buffer for ``blocks``, which are touched from now on. Memory is used again: the system takes longer
-        to give it than the rows to be copied."""
+        """An empty buffer for ``blocks``. Memory is used again: the system takes longer to give it than the rows to be
+        copied."""
         n = sum(end - first for first, end in blocks)
         rows = self._spare.pop() if self._spare else {}
         if not rows or len(rows["acts"]) < n:
             rows = {name: torch.empty(n, *t.shape[1:], dtype=t.dtype) for name, t in self._shards[0].items()}
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "look-ahead", initializer=stand_back)
-        self._pool.submit(self._touch, blocks)
         return _Buffer(rows, n, blocks[::-1])
 
     def _fill(self, buffer: _Buffer, n: int) -> None:
@@ -177,6 +176,12 @@ class Reader:
                 for name, tensor in part.items():
                     buffer.rows[name][buffer.filled : end] = tensor
                 buffer.filled = end
+
+    def _look_ahead(self, blocks: list[tuple[int, int]]) -> None:
+        """Have ``blocks`` touched from now on, beside what is computed."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "look-ahead", initializer=stand_back)
+        self._pool.submit(self._touch, blocks)
 
     def _touch(self, blocks: list[tuple[int, int]]) -> None:
         """Have the system read ``blocks`` from the disk."""
