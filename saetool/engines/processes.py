@@ -4,10 +4,12 @@ In ``cache`` each computes other shards. In ``train`` each holds an equal part o
 weights.
 """
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -79,8 +81,8 @@ class Processes:
                     dist.all_reduce(tensor)
 
     def leave(self) -> None:
-        """Part from the others."""
-        if self.size > 1:
+        """Part from the others; again, do nothing."""
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -96,6 +98,13 @@ def join(device: str = "cpu", *, tensors: bool = False) -> tuple[Processes, str]
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
+    # The functions of torch.distributed.nn have the group of all as a default argument. Imported later, by the first
+    # optimizer, they would keep it and its threads beyond `leave`; and a thread of it that meets the interpreter's end
+    # aborts the process.
+    import_module("torch.distributed.nn")
     backend = "nccl" if tensors and device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=7))  # one may wait long for the slowest
-    return Processes(dist.get_rank(), dist.get_world_size()), device
+    processes = Processes(dist.get_rank(), dist.get_world_size())
+    if backend == "gloo":
+        atexit.register(processes.leave)  # who fails or is interrupted leaves, too
+    return processes, device

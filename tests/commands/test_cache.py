@@ -753,7 +753,7 @@ def test_two_processes_make_the_cache_of_one(common: list[object], tmp_path: Pat
     script.write_text(SLOW.replace("time.sleep(0.5)", "pass"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, str(script), "cache", *map(str, common), "-o", str(tmp_path / "one")]
-    shared = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     shared += [str(script), "cache", *map(str, common), "-o", str(tmp_path / "two"), "--json"]
     for command in (alone, shared):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
