@@ -6,6 +6,7 @@ computed again in float64. Listing the products above a floor is ``ops.above``, 
 machine is fast at it; multiplying out whole rows is the plain way, for rows of which nothing is listed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,14 @@ class Cosines:
         self.unit_small = _unit_float32(small)
         self.slack = (small.shape[1] + 4) * 2.0**-24
         """A float32 product of two unit rows is at most this far from their cosine."""
+        self._above: tuple[float, Callable[[Tensor], ops.Found]] | None = None
+
+    def above(self, level: float) -> Callable[[Float[Tensor, "m d"]], ops.Found]:
+        """Lists the products of unit rows with the small ones that are above ``level``."""
+        if self._above is None or self._above[0] != level:
+            levels = torch.full((len(self.small),), level, device=self.small.device)
+            self._above = level, ops.above(self.unit_small, torch.zeros_like(levels), levels)
+        return self._above[1]
 
     def __call__(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """cos(large row, small column) of each pair; 0 where a row is zero."""
@@ -61,10 +70,8 @@ def near(exact: Cosines, start: int, stop: int, floor: float) -> tuple[Tensor, T
     level = floor - 2 * exact.slack
     if level > 0:
         large = _unit_float32(exact.large[start:stop])
-        levels = torch.full((len(exact.small),), level, device=large.device)
-        pairs = ops.above(large, exact.unit_small, torch.zeros_like(levels), levels)
-        order = pairs.by_row
-        return pairs.rows[order] + start, pairs.latents[order], pairs.values[order]
+        rows, columns, values = exact.above(level)(large)
+        return rows + start, columns, values
     found = []
     for rows in torch.arange(start, stop, device=exact.large.device).split(max(BLOCK // len(exact.small), 1)):
         cosines = _matrix(exact, rows)

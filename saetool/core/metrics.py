@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from saetool.core.sae import SAE, unit_rows
@@ -158,46 +158,26 @@ class QualitySums:
         """Count one batch: inputs, active pairs, reconstructions, and each token's group in every grouping."""
         device = self._mean.device
         placed = {name: groups[name].to(device) for name in self.by}
-        one = torch.zeros(len(x), dtype=torch.int64, device=device)
-        rows = placed["document"] if len(self.residuals) > 1 else one
-        columns = torch.cat(
-            [self._columns(*part) for part in zip(_parts(x), _parts(x_hat), _parts(rows), strict=True)]
-        )  # [n, columns] with l0 and l1 still empty
-        columns[:, COLUMNS.index("l0")] = codes.counts.to(columns)
-        columns[:, COLUMNS.index("l1")] = codes.sums().to(columns)
+        rows = placed["document"] if len(self.residuals) > 1 else torch.zeros_like(placed["document"])
+        parts = zip(_parts(x.to(device)), _parts(x_hat.to(device)), _parts(rows), strict=True)
+        columns = _columns(torch.cat([self._square_norms(*part) for part in parts], dim=1), codes)
         self.fired += codes.fired.to(device)
         self.totals += columns.sum(0)
         for name, sums in self.by.items():
             sums.index_add_(0, placed[name], columns)
 
-    def _columns(self, x: Tensor, x_hat: Tensor, rows: Tensor) -> Float[Tensor, "n columns"]:
-        x, x_hat = x.to(self._mean), x_hat.to(self._mean)
-        error, centred = x - x_hat, x - self._mean
-        self.residuals.index_add_(0, rows, error)
-        norm, norm_hat = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(x_hat, dim=1)
-        error_sq, variance = _square_norms(error), _square_norms(centred)
-        norm_hat_sq = norm_hat.square()
-        dot = (norm.square() + norm_hat_sq - error_sq) / 2  # one pass less than Σ x·x̂
-        zero = torch.zeros_like(norm)
-        return torch.stack(
-            [
-                torch.ones_like(norm),
-                zero,
-                zero,
-                error_sq,
-                variance,
-                error_sq - _square_norms(error[:, self._outliers]),
-                variance - _square_norms(centred[:, self._outliers]),
-                1 - error_sq / variance.clamp_min(TINY),
-                dot / (norm * norm_hat).clamp_min(TINY),
-                norm,
-                norm_hat,
-                norm_hat / norm.clamp_min(TINY),
-                norm_hat_sq,
-                dot,
-            ],
-            dim=1,
-        )
+    def _square_norms(self, x: Tensor, x_hat: Tensor, rows: Tensor) -> Float64[Tensor, "6 n"]:
+        """‖x‖², ‖x̂‖², and of x − x̂ and x − x̄ over the dimensions that are no outliers and over those that are.
+
+        Differences are taken in the precision of x and x̂, as norms of single tokens are; the rest is float64.
+        """
+        error, centred = x - x_hat, x - self._mean.to(torch.result_type(x, x_hat))
+        self.residuals.index_add_(0, rows, error.to(self.residuals))
+        norms = [_norms(x), _norms(x_hat)]
+        for difference in (error, centred):
+            wide = _norms(difference[:, self._outliers])
+            norms += [_norms(difference.index_fill_(1, self._outliers, 0)), wide]
+        return torch.stack(norms).to(self._mean).square()
 
     @property
     def n(self) -> int:
@@ -214,13 +194,40 @@ class QualitySums:
         return Quality(**{f.name: found[f.name] for f in fields(Quality) if f.name != "dead"}, dead=dead)
 
 
-def _square_norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).square()
+def _columns(square_norms: Float64[Tensor, "6 n"], codes: Codes) -> Float64[Tensor, "n columns"]:
+    """``COLUMNS`` of each token."""
+    norm_sq, norm_hat_sq, error_plain, error_wide, variance_plain, variance_wide = square_norms
+    norm, norm_hat = norm_sq.sqrt(), norm_hat_sq.sqrt()
+    error, variance = error_plain + error_wide, variance_plain + variance_wide
+    dot = (norm_sq + norm_hat_sq - error) / 2  # one pass less than Σ x·x̂
+    return torch.stack(
+        [
+            torch.ones_like(norm),
+            codes.counts.to(norm),
+            codes.sums().to(norm),
+            error,
+            variance,
+            error_plain,
+            variance_plain,
+            1 - error / variance.clamp_min(TINY),
+            dot / (norm * norm_hat).clamp_min(TINY),
+            norm,
+            norm_hat,
+            norm_hat / norm.clamp_min(TINY),
+            norm_hat_sq,
+            dot,
+        ],
+        dim=1,
+    )
+
+
+def _norms(rows: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    return torch.linalg.vector_norm(rows, dim=1)
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """On a CPU small blocks of rows, which stay in its cache: 7 times as fast in float64 as 4096 rows at once."""
-    return x.split(128) if x.device.type == "cpu" else (x,)
+    """On a CPU small blocks of rows, which stay in its cache: several times as fast as all rows at once."""
+    return x.split(256) if x.device.type == "cpu" else (x,)
 
 
 def density_histogram(fired: Tensor, n: int, bins_per_decade: int = 4) -> tuple[list[float], list[int]]:

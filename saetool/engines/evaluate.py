@@ -118,12 +118,12 @@ def reconstruct(
     documents = cache.row_tensor(split, "documents")[:n].unique().long()
     sizes = {name: int(cache.row_tensor(split, f"{name}s")[:n].max()) + 1 for name in by}
     sizes["document"] = len(documents)
-    encoders = [sparse.rows_of(sae) for sae in saes]
+    screens = [sparse.screen_of(sae) for sae in saes]
     sums = [QualitySums(sae.d_sae, found, sizes) for sae in saes]
     for part in rows(cache, split, batch_size, limit, device, list(sizes)):
         numbers = {**part.of, "document": torch.searchsorted(documents, part.of["document"])}
-        for sae, encoder, mine in zip(saes, encoders, sums, strict=True):
-            codes = sparse.encode(sae, part.acts, encoder)
+        for sae, screen, mine in zip(saes, screens, sums, strict=True):
+            codes = sparse.encode(sae, part.acts, screen)
             mine.add(part.acts, codes, sparse.decode(sae, codes, part.acts), numbers)
         yield Read(len(part.acts))
     yield [_result(sae, mine, by) for sae, mine in zip(saes, sums, strict=True)]

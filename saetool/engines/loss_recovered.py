@@ -171,4 +171,5 @@ def _changed(change: Callable[[Tensor], Tensor], centered: bool, acts: Tensor) -
 
 
 def _reconstruction(sae: SAE) -> Callable[[Tensor], Tensor]:
-    return lambda x: sparse.decode(sae, sparse.encode(sae, x), x)
+    screen = sparse.screen_of(sae)
+    return lambda x: sparse.decode(sae, sparse.encode(sae, x, screen), x)

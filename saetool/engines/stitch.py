@@ -182,15 +182,15 @@ def measure(
     pairs = [PairSums(latents[j.small], latents[j.large], j.path, j.parts, j.found.nearest, j.ranks) for j in jobs]
     where_firing = [FiringErrors(len(latents[j.large].W_dec)) for j in jobs]
     held: list[list[csr_array]] = [[] for _ in saes]
-    encoders = [sparse.rows_of(sae) for sae in saes]
-    dense = [sae.d_sae for sae, encoder in zip(saes, encoders, strict=True) if encoder is None]
+    screens = [sparse.screen_of(sae) for sae in saes]
+    dense = [sae.d_sae for sae, screen in zip(saes, screens, strict=True) if screen is None]
     size = max(min(_BATCH, _ENTRIES // max(dense, default=1)), 1)
     for x in reader.sequential(size, limit):
         centred = x.cpu().double() - reference
         data.add(centred)
         errors = []
-        for sae, encoder, sums, mine in zip(saes, encoders, latents, held, strict=True):
-            mine.append(firings(sparse.encode(sae, x, encoder)))
+        for sae, screen, sums, mine in zip(saes, screens, latents, held, strict=True):
+            mine.append(firings(sparse.encode(sae, x, screen)))
             errors.append(sums.add(mine[-1], centred))
         for j, firing in zip(jobs, where_firing, strict=True):
             firing.add(held[j.large][-1], errors[j.small], errors[j.large])

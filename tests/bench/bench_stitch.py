@@ -76,7 +76,7 @@ def path(n_small: int, n_large: int, d: int, tokens: int, repeats: int) -> None:
 
     small, large = map(sae, rows_of(n_small, n_large, d))
     jobs = [job(0, 1, compare(small, large, THETA, SWEEP, 0, "cpu"), "random", 0, repeats)]
-    encoders = [sparse.rows_of(sae) for sae in (small, large)]
+    screens = [sparse.screen_of(sae) for sae in (small, large)]
     size = max(min(4096, 33_554_432 // n_large), 1)
 
     def dense() -> None:
@@ -86,8 +86,8 @@ def path(n_small: int, n_large: int, d: int, tokens: int, repeats: int) -> None:
 
     def pairs() -> None:
         for part in x.split(4096):
-            for sae, rows in zip((small, large), encoders, strict=True):
-                sparse.encode(sae, part, rows)
+            for sae, screen in zip((small, large), screens, strict=True):
+                sparse.encode(sae, part, screen)
 
     encoding, fastest = timed(dense), timed(pairs)
     start = time.perf_counter()

@@ -5,7 +5,7 @@ import torch
 
 from saetool.core import ops
 from saetool.core.ops import reference
-from saetool.core.ops.pairs import Pairs, from_dense
+from saetool.core.ops.pairs import Found, Pairs, from_dense
 from saetool.errors import ConfigError
 
 FAST = ("float32", "screened")
@@ -44,6 +44,12 @@ def same(a: Pairs, b: Pairs) -> None:
     assert int(((za > 0) != (zb > 0)).sum()) <= 0.001 * max(len(b.rows), 1)
 
 
+def in_order(found: Found, p: torch.Tensor) -> Pairs:
+    """``found`` in the order of latents."""
+    order = torch.argsort(found.latents, stable=True)
+    return Pairs(*(column[order] for column in found), *p.shape)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kernels", FAST)
 @pytest.mark.parametrize("hint", [0.0, 0.5, 2.5, 1e6])
@@ -77,9 +83,13 @@ def test_values_above_their_floors_are_those_of_the_dense_product(monkeypatch, n
     floors = p.quantile(0.9, dim=0) - 0.1
     expected = reference.above(x, w, b, floors)
     monkeypatch.setenv("SAETOOL_KERNELS", kernels)
-    for block in (2**23, 7 * len(x)):
+    for block in (2**23, 4 * 7 * len(x)):
         monkeypatch.setattr(ops.blocked, "BLOCK", block)
-        same(ops.above(x, w, b, floors), expected)
+        find = ops.above(w, b, floors)
+        find(x[: len(x) // 2])  # its memory serves again
+        found = find(x)
+        assert (found.rows * len(w) + found.latents).diff().gt(0).all()  # in order
+        same(in_order(found, p), in_order(expected, p))
 
 
 @pytest.mark.parametrize("kernels", FAST)

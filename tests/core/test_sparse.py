@@ -54,9 +54,9 @@ def test_the_screened_encoder_finds_what_the_dense_one_finds(monkeypatch):
     monkeypatch.setattr(sparse, "SCREENED_FROM", 1)
     monkeypatch.setenv("SAETOOL_KERNELS", "screened")
     sae, x = random_sae(), sparse_data(300)
-    rows = sparse.rows_of(sae)
-    assert rows is not None
-    dense, screened = sparse.encode(sae, x), sparse.encode(sae, x, rows)
+    screen = sparse.screen_of(sae)
+    assert screen is not None
+    dense, screened = sparse.encode(sae, x), sparse.encode(sae, x, screen)
     assert torch.equal(screened.tokens, dense.tokens)
     assert torch.equal(screened.latents, dense.latents)
     torch.testing.assert_close(screened.values, dense.values, rtol=1e-4, atol=1e-5)

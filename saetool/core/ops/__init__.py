@@ -15,17 +15,17 @@ device and ``SAETOOL_KERNELS``:
 import importlib.util
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saetool.core.ops import blocked, reference
-from saetool.core.ops.pairs import Pairs
+from saetool.core.ops.pairs import Found, Pairs
 from saetool.errors import ConfigError
 
-__all__ = ["Pairs", "above", "batch_topk", "decode", "kernels", "pair_dots", "pair_sums", "topk"]
+__all__ = ["Found", "Pairs", "above", "batch_topk", "decode", "kernels", "pair_dots", "pair_sums", "topk"]
 
 KERNELS = ("auto", "reference", "float32", "screened", "triton")
 
@@ -87,16 +87,16 @@ def topk(x: Float[Tensor, "n d"], encoder: Float[Tensor, "d_sae d"], bias: Float
 
 
 def above(
-    x: Float[Tensor, "n d"],
-    encoder: Float[Tensor, "d_sae d"],
-    bias: Float[Tensor, " d_sae"],
-    floors: Float[Tensor, " d_sae"],
-) -> Pairs:
-    """The positive values of x encoderᵀ + bias that are above (strictly) their latent's floor."""
-    choice = kernels(x.device)
+    encoder: Float[Tensor, "d_sae d"], bias: Float[Tensor, " d_sae"], floors: Float[Tensor, " d_sae"]
+) -> Callable[[Float[Tensor, "n d"]], Found]:
+    """A function: of x, the positive values of x encoderᵀ + bias that are above (strictly) their latent's floor.
+
+    It is for many batches, and not for two at a time.
+    """
+    choice = kernels(encoder.device)
     if choice == "reference":
-        return reference.above(x, encoder, bias, floors)
-    return blocked.above(x, encoder, bias, floors, choice)
+        return partial(reference.above, encoder=encoder, bias=bias, floors=floors)
+    return blocked.Above(encoder, bias, floors, choice)
 
 
 def decode(pairs: Pairs, decoder: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:

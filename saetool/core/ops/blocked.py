@@ -23,12 +23,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saetool.core.ops.pairs import Pairs
+from saetool.core.ops.pairs import Found, Pairs, sorted_by
 
 BLOCK = 2**23
 """Values in a block, about: 16 MB in bfloat16, 32 MB in float32. Smaller ones slow the product down."""
 CUDA_BLOCK = 2**27
 """The same on a CUDA device: a block costs the host some ten launches and a wait, the device must outlast them."""
+CACHED_ROWS = 256
+"""Rows that are rounded and measured at once."""
 ROUND_UP = 1 + 2.0**-7
 """A positive float32 times this, rounded to bfloat16, is not below what it was (unit roundoff 2⁻⁸)."""
 
@@ -103,23 +105,23 @@ class _Blocks:
         for start in range(0, len(self._encoder), self._step):
             yield slice(start, min(start + self._step, len(self._encoder)))
 
-    def candidates(self, part: slice, floor: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Flat places (latent of the block, row) and values in float32 of all pairs that are not below ``floor``, one
-        for all or one for each of the block's latents, and of some that are."""
+    def candidates(self, part: slice, floor: float) -> tuple[Tensor, Tensor]:
+        """Flat places (latent of the block, row) and float32 values of all pairs not below ``floor`` and some below."""
         block, b, n = self._encoder[part], self._bias[part], len(self._x)
         out, mask = self._product[: len(block)], self._mask[: len(block)]
         if self._lengthened is not None:
-            # Floors of their own are taken off the biases, so that the block is compared with 0.
-            shift, level = (b - floor, 0.0) if isinstance(floor, Tensor) else (b, floor)
-            _lengthen_latents(block, shift, self._lengthened[: len(block)])
-            torch.mm(self._lengthened[: len(block)], self._left.T, out=out)
-            at = _compact(out, level, self._kernels, mask)
+            torch.mm(_lengthen_latents(block, b, self._lengthened[: len(block)]), self._left.T, out=out)
+            at = _compact(out, floor, self._kernels, mask)
             return at, _dots(self._x, at % n, block, at // n, self._kernels) + b[at // n]
         # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
         torch.mm(block, self._left.T, out=out)
-        size = floor.abs() if isinstance(floor, Tensor) else abs(floor)
-        at = _positions(torch.ge(out, (floor - b - 1e-6 * (size + b.abs()))[:, None], out=mask).view(-1))
+        at = _positions(torch.ge(out, (floor - b - _slack(floor, b))[:, None], out=mask).view(-1))
         return at, out.view(-1)[at] + b[at // n]
+
+
+def _slack(floor: float | Tensor, bias: Tensor) -> Tensor:
+    """More than rounding changes a comparison by when the bias is taken off the floor."""
+    return 1e-6 * (bias.abs() + (floor.abs() if isinstance(floor, Tensor) else abs(floor)))
 
 
 def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, kernels: str) -> Pairs:
@@ -144,25 +146,61 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
     return Pairs(at % n, at // n, torch.cat(values), n, len(encoder))
 
 
-@_float32_sums()
-def above(
-    x: Float[Tensor, "n d"],
-    encoder: Float[Tensor, "d_sae d"],
-    bias: Float[Tensor, " d_sae"],
-    floors: Float[Tensor, " d_sae"],
-    kernels: str = "float32",
-) -> Pairs:
-    """See ``ops.above``."""
-    n, blocks = len(x), _Blocks(x, encoder, bias, kernels)
-    floors = floors.clamp_min(0)
-    found, values = [], []
-    for part in blocks.ranges():
-        at, p = blocks.candidates(part, floors[part])
-        keep = p > floors[part][at // n]
-        found.append(at[keep] + part.start * n)
-        values.append(p[keep])
-    at = torch.cat(found)
-    return Pairs(at % n, at // n, torch.cat(values), n, len(encoder))
+class Above:
+    """See ``ops.above``. What depends on the latents alone is computed once, and memory serves every batch again."""
+
+    def __init__(
+        self,
+        encoder: Float[Tensor, "d_sae d"],
+        bias: Float[Tensor, " d_sae"],
+        floors: Float[Tensor, " d_sae"],
+        kernels: str = "float32",
+    ) -> None:
+        self._encoder, self._bias, self._floors, self._kernels = encoder, bias, floors.clamp_min(0), kernels
+        if kernels == "float32":
+            self._right, self._levels = encoder, self._floors - bias - _slack(self._floors, bias)
+        else:  # floors are taken off the biases, so that the products are compared with 0
+            wide = encoder.new_empty(len(encoder), _lengthened(encoder.shape[1]), dtype=torch.bfloat16)
+            self._right = _lengthen_latents(encoder, bias - self._floors, wide)
+        self._left = self._product = self._right.new_empty(0)
+        self._mask = torch.empty(0, dtype=torch.bool, device=encoder.device)
+
+    @_float32_sums()
+    def __call__(self, x: Float[Tensor, "n d"]) -> Found:
+        n, d_sae = len(x), len(self._encoder)
+        # A quarter of a block: one row after the other meets few latents, which stay in the cache meanwhile.
+        step = min(max(_block(x.device) // 4 // max(n, 1), 1), d_sae)
+        if self._product.numel() < n * step:
+            self._product, self._mask = self._product.new_empty(n * step), self._mask.new_empty(n * step)
+        left = x if self._kernels == "float32" else self._lengthened_rows(x)
+        found = [self._of_block(x, left, start, min(start + step, d_sae)) for start in range(0, d_sae, step)]
+        if len(found) == 1:
+            return found[0]
+        whole = Found(*map(torch.cat, zip(*found, strict=True)))
+        order = sorted_by(whole.rows, n)
+        return Found(*(column[order] for column in whole))
+
+    def _lengthened_rows(self, x: Tensor) -> Tensor:
+        if len(self._left) < len(x):
+            self._left = self._right.new_empty(len(x), self._right.shape[1])
+        return _lengthen_rows(x, self._left[: len(x)])
+
+    def _of_block(self, x: Tensor, left: Tensor, start: int, stop: int) -> Found:
+        """What the latents ``start`` to ``stop`` find."""
+        n, m = len(x), stop - start
+        out, mask = self._product[: n * m].view(n, m), self._mask[: n * m].view(n, m)
+        torch.mm(left, self._right[start:stop].T, out=out)
+        if self._kernels == "float32":
+            at = _positions(torch.ge(out, self._levels[start:stop], out=mask).view(-1))
+        else:
+            at = _compact(out, 0.0, self._kernels, mask)
+        rows, latents = at // m, at % m + start
+        if self._kernels == "float32":
+            values = out.view(-1)[at] + self._bias[latents]
+        else:
+            values = _dots(x, rows, self._encoder, latents, self._kernels) + self._bias[latents]
+        keep = _positions(values > self._floors[latents])
+        return Found(rows[keep], latents[keep], values[keep])
 
 
 def _compact(
@@ -189,16 +227,30 @@ def _positions(mask: Tensor) -> Int[Tensor, " set"]:
     return mask.nonzero().squeeze(1)
 
 
-def _lengthen_rows(x: Float[Tensor, "n d"]) -> Float[Tensor, "n wide"]:
-    """(x̂, ‖δx‖, ‖x̂‖, 1, 1, 0 …): the left factor of the screening product, bfloat16, in whole tiles of 32 columns."""
+def _lengthened(d: int) -> int:
+    """Columns of the screening product's factors: d and four more, in whole tiles of 32."""
+    return -(-(d + 4) // 32) * 32
+
+
+def _lengthen_rows(x: Float[Tensor, "n d"], wide: Float[Tensor, "n wide"] | None = None) -> Float[Tensor, "n wide"]:
+    """(x̂, ‖δx‖, ‖x̂‖, 1, 1, 0 …): the left factor of the screening product, bfloat16, written to ``wide``."""
     n, d = x.shape
-    wide = torch.zeros(n, -(-(d + 4) // 32) * 32, dtype=torch.bfloat16, device=x.device)
-    wide[:, :d] = x
-    rounded = wide[:, :d].float()
-    wide[:, d] = (x - rounded).norm(dim=1) * ROUND_UP
-    wide[:, d + 1] = rounded.norm(dim=1) * ROUND_UP
+    if wide is None:
+        wide = x.new_empty(n, _lengthened(d), dtype=torch.bfloat16)
+    for rows, target in _cached(x, wide):
+        target[:, :d] = rows
+        rounded = target[:, :d].float()
+        target[:, d + 1] = rounded.norm(dim=1) * ROUND_UP
+        target[:, d] = rounded.sub_(rows).norm(dim=1) * ROUND_UP
     wide[:, d + 2 : d + 4] = 1
+    wide[:, d + 4 :] = 0
     return wide
+
+
+def _cached(rows: Tensor, wide: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in pieces whose passes fit a processor's cache; whole on other devices."""
+    size = CACHED_ROWS if rows.device.type == "cpu" else max(len(rows), 1)
+    return zip(rows.split(size), wide.split(size), strict=True)
 
 
 def _lengthen_latents(
@@ -207,7 +259,7 @@ def _lengthen_latents(
     """(ŵ, ‖w‖, ‖δw‖ + γ‖w‖, b_high, b_low, 0 …): the right factor of the screening product, written to ``wide``."""
     d = w.shape[1]
     gamma = 4 * wide.shape[1] * 2.0**-24  # the float32 sums of this product and of the exact one, twice over
-    for rows, target in zip(w.split(512), wide.split(512), strict=True):  # what fits a core's cache
+    for rows, target in _cached(w, wide):
         target[:, :d] = rows
         norm = rows.norm(dim=1)
         target[:, d] = norm * ROUND_UP

@@ -2,10 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+class Found(NamedTuple):
+    """Pairs row after row, latents ascending within."""
+
+    rows: Int[Tensor, " pairs"]
+    latents: Int[Tensor, " pairs"]
+    values: Float[Tensor, " pairs"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,7 @@ class Pairs:
     @cached_property
     def by_row(self) -> Int[Tensor, " pairs"]:
         """The permutation that sorts the pairs by row, latents ascending within."""
-        # A radix sort passes once for each byte of its keys: two take a third of the time of eight.
-        keys = self.rows.short() if self.n_rows <= 2**15 else self.rows.int()
-        return torch.argsort(keys, stable=True)
+        return sorted_by(self.rows, self.n_rows)
 
     @cached_property
     def row_starts(self) -> Int[Tensor, " n"]:
@@ -52,6 +59,12 @@ class Pairs:
         z = torch.zeros(self.n_rows, self.n_latents, dtype=self.values.dtype, device=self.values.device)
         z[self.rows, self.latents] = self.values
         return z
+
+
+def sorted_by(keys: Int[Tensor, " pairs"], n: int) -> Int[Tensor, " pairs"]:
+    """The stable permutation that sorts ``keys`` below ``n``."""
+    # A radix sort passes once for each byte of its keys: two take a third of the time of eight.
+    return torch.argsort(keys.short() if n <= 2**15 else keys.int(), stable=True)
 
 
 def from_dense(z: Float[Tensor, "n d_sae"]) -> Pairs:

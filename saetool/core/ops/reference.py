@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saetool.core import activations
-from saetool.core.ops.pairs import Pairs, from_dense
+from saetool.core.ops.pairs import Found, Pairs, from_dense
 
 
 def batch_topk(
@@ -35,9 +35,11 @@ def above(
     encoder: Float[Tensor, "d_sae d"],
     bias: Float[Tensor, " d_sae"],
     floors: Float[Tensor, " d_sae"],
-) -> Pairs:
-    """See ``ops.above``."""
-    return from_dense(activations.jumprelu(torch.addmm(bias, x, encoder.T), floors))
+) -> Found:
+    """What the function that ``ops.above`` gives does."""
+    z = activations.jumprelu(torch.addmm(bias, x, encoder.T), floors)
+    rows, latents = z.nonzero(as_tuple=True)
+    return Found(rows, latents, z[rows, latents])
 
 
 def decode(pairs: Pairs, decoder: Float[Tensor, "d_sae d"]) -> Float[Tensor, "n d"]:
