@@ -8,6 +8,8 @@ read at the speed of the disk, and rows that follow each other come from anywher
 ``block · n_mixed`` rows is permuted as a whole.
 """
 
+from bisect import bisect_right
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -23,7 +25,7 @@ class Order:
         whole = n_mixed is None or block * n_mixed >= n_rows
         self._block, self._n_mixed = (n_rows, 1) if whole else (block, int(n_mixed or 1))
         self._epoch = -1
-        self._starts = torch.empty(0, dtype=torch.int64)
+        self._starts: list[int] = []
         self._blocks = torch.empty(0, dtype=torch.int64)
         self._mixed: tuple[tuple[int, int], Tensor] | None = None
 
@@ -38,9 +40,9 @@ class Order:
         while size:
             epoch, offset = divmod(position, self.n_rows)
             self._enter(epoch)
-            buffer = int(torch.searchsorted(self._starts, offset, right=True)) - 1
-            first = offset - int(self._starts[buffer])
-            end = min(first + size, int(self._starts[buffer + 1] - self._starts[buffer]))
+            buffer = bisect_right(self._starts, offset) - 1
+            first = offset - self._starts[buffer]
+            end = min(first + size, self._starts[buffer + 1] - self._starts[buffer])
             parts.append(((epoch, buffer), first, end))
             position, size = position + end - first, size - (end - first)
         return parts
@@ -83,7 +85,7 @@ class Order:
         sizes[-1] = self.n_rows - (n_blocks - 1) * self._block
         ends = sizes[self._blocks].cumsum(0)
         last = torch.arange(self._n_mixed, n_blocks + self._n_mixed, self._n_mixed).clamp_max(n_blocks) - 1
-        self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends[last]])
+        self._starts = [0, *ends[last].tolist()]
         self._epoch = epoch
 
 

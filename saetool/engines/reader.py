@@ -6,9 +6,11 @@ batch as the batch takes, by the same threads: a thread of its own would fight w
 looks ahead: it touches what will be copied, so that it is in memory by then.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Float64
@@ -94,8 +96,8 @@ class Reader:
         sizes = [len(shard["acts"]) for shard in self._shards]
         self._kept = None if keep is None else [part.nonzero().squeeze(1) for part in keep.split(sizes)]
         lengths = sizes if self._kept is None else [len(kept) for kept in self._kept]
-        self._starts = torch.tensor([0, *lengths]).cumsum(0)
-        self.n_rows = int(self._starts[-1])
+        self._starts = [0, *accumulate(lengths)]
+        self.n_rows = self._starts[-1]
         if not self.n_rows:
             raise ArtifactError(f"{cache.path}: its {split} split is empty", "cache more text")
         self.d_in = cache.d_in
@@ -191,9 +193,9 @@ class Reader:
 
     def _slices(self, first: int, end: int) -> Iterator[dict[str, Tensor]]:
         """Rows ``first`` … ``end`` − 1, as stored, shard by shard."""
-        shard = int(torch.searchsorted(self._starts, first, right=True)) - 1
+        shard = bisect_right(self._starts, first) - 1
         while first < end:
-            start, stop = int(self._starts[shard]), int(self._starts[shard + 1])
+            start, stop = self._starts[shard], self._starts[shard + 1]
             mine = slice(first - start, min(end, stop) - start)
             stored = self._shards[shard]
             if self._kept is None:
