@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, records
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_encodes, check_site, check_split
@@ -127,8 +127,11 @@ def stitch(
         facts = {"saes": [f"{i.name} ({i.d_sae})" for i in inputs], "theta": theta, "rows": rows, "take": chosen}
         console.plan({**facts, "output": out})
         return
-    if container.up_to_date(out, plan, overwrite=overwrite):
-        console.emit(container.read_header(out), out, h.sha256_file(out), {}, fresh=False)
+    there = container if chosen else records
+    if there.up_to_date(out, plan, overwrite=overwrite):
+        found = container.read_header(out)
+        of_pairs = [] if chosen else container.read_json(out)[1]["pairs"]
+        console.emit(found, out, h.sha256_file(out), _metrics(found, of_pairs), fresh=False)
         return
     if with_ce:
         options["model"] = model_name(cache, model)
@@ -136,10 +139,18 @@ def stitch(
     header, sha256, pairs = _made(console, out, plan, inputs, cache, options, settings)
     warn(console, theta, pairs)
     show(console, theta, pairs)
-    metrics = {name: header.config["stitched"][name] for name in ("take", "n_small", "n_large")} if chosen else {}
+    if not chosen and str(out) != "-" and (beside := records.beside(out)).exists():
+        console.say(f"its long lists: {beside}")
+    console.emit(header, out, sha256, _metrics(header, pairs))
+
+
+def _metrics(header: h.Header, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``--json`` says: the numbers of each pair, and how many latents of each a stitched SAE has."""
     from saetool.engines.stitch_record import summary
 
-    console.emit(header, out, sha256, {**summary(pairs), **metrics})
+    made = header.config.get("stitched", {})
+    taken = {name: made[name] for name in ("take", "n_small", "n_large") if name in made}
+    return {**(summary(pairs) if pairs else {}), **taken}
 
 
 def _checked_cache(acts: Path, split: str, inputs: list[Look], console: Console) -> Cache:
@@ -190,7 +201,7 @@ def _made(
         payload["bias_exchange"] = bias_entry(files, found.bias_exchange)
     pairs = [pair_entry(files[k], files[k + 1], c, d) for k, (c, d) in enumerate(zip(compared, data, strict=True))]
     header = plan.header(model=inputs[0].header.model, seed=seed, dtype="float64")
-    return header, container.write_json(out, header, {**payload, "pairs": pairs}), pairs
+    return header, records.write(out, plan, header, {**payload, "pairs": pairs}), pairs
 
 
 def _matched(n_small: int, n_large: int, asked: bool | None) -> bool:
