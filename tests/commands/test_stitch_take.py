@@ -126,6 +126,31 @@ def test_provenance_survives_a_threshold_and_is_looked_through_when_stitched_aga
     assert again["latents"] == [[0, 3, 2], [1, 7, 1], [2, 5, 1]]
 
 
+def test_provenance_survives_a_saelens_folder_unless_its_latents_are_others():
+    Path("list.txt").write_text("small 2-4\nlarge 7\n")
+    saetool("stitch", "a.st", "b.st", "-o", "t.st", "--take", "@list.txt")
+    done = saetool("convert", "t.st", "--to", "saelens", "-o", "folder")
+    assert done.exit_code == 0, done.stderr
+    made = sae_files.load(Path("t.st")).header.config["stitched"]
+    assert saetool("convert", "folder", "-o", "back.st").exit_code == 0
+    assert sae_files.load(Path("back.st")).header.config["stitched"] == made
+    again = ("stitch", "folder", "b.st", "--theta", -0.9, "-o", "again.st")
+    assert saetool(*again).exit_code == 0
+    sources = sae_files.load(Path("again.st")).header.config["stitched"]["sources"]
+    assert [s["name"] for s in sources] == ["a.st", "b.st"]
+    config = json.loads(Path("folder/cfg.json").read_text())
+    for other in (
+        {**made, "latents": [[0, 2, 3]]},
+        {**made, "latents": [[2, 0, 4]]},
+        {**made, "latents": [4]},
+        [1],
+        None,
+    ):
+        config["metadata"]["saetool_provenance"]["stitched"] = other
+        Path("folder/cfg.json").write_text(json.dumps(config))
+        assert "stitched" not in sae_files.load(Path("folder")).header.config
+
+
 def test_lists_that_name_no_latents_are_refused_with_their_line():
     for text, words in (
         ("small 0\nlarge 20\n", "list.txt, line 2: the large SAE has no latents 20, it has 0 to 19"),
