@@ -114,6 +114,8 @@ def stitch(
     if cache is None and (with_ce or order == "effect"):
         raise ConfigError(f"{'--ce' if with_ce else '--order effect'} needs activations", "give --acts DIR")
     chosen = check_take(take or "small+novel") if out.suffix == ".st" else None
+    if chosen and with_ce:
+        raise ConfigError(f"--ce: measures points of the path, and -o {out} is one SAE", f"saetool eval {out} --ce")
     if chosen or with_ce:
         check_mergeable(inputs)
     options: dict[str, Any] = {"theta": theta, "order": order, "bias": bias, "split": split, "tokens": limit}
@@ -190,10 +192,10 @@ def _made(
     payload: dict[str, Any] = {"theta": theta, "saes": [sae_entry(f) for f in files]}
     data: list[dict[str, Any] | None] = [None] * len(compared)
     if cache is not None:
-        found = measured(console, files, jobs, cache, settings)
         losses: list[Any] = [None] * len(compared)
-        if "ce_tokens" in options:
+        if "ce_tokens" in options:  # first: a model that cannot be had is said at once
             losses = cross_entropies(console, files, jobs, cache, settings, options)
+        found = measured(console, files, jobs, cache, settings)
         data = [
             data_entry(m, c, j, settings.split, settings.order, settings.bias) | {"ce": ce}
             for m, c, j, ce in zip(found.pairs, compared, jobs, losses, strict=True)

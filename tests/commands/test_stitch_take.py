@@ -174,6 +174,7 @@ def test_what_cannot_be_taken_or_measured_is_refused():
         (["--take", "@none.txt", "-o", "t.st"], 1, "none.txt: cannot be read"),
         (["--order", "effect"], 2, "--order effect needs activations"),
         (["--ce"], 2, "--ce needs activations"),
+        (["--ce", "--acts", "acts", "-o", "t.st"], 2, "--ce: measures points of the path, and -o t.st is one SAE"),
     ):
         found, line = refused("a.st", "b.st", *arguments)
         assert found == code
@@ -206,7 +207,12 @@ def test_twins_other_models_and_giant_components_are_warned_of():
     save_sae(Path("p.st"), small)
     save_sae(Path("q.st"), replace(large, W_dec=rows))
     result = saetool("stitch", "p.st", "q.st", "--theta", 0.65)
-    assert "p.st → q.st: one component holds 7 small and" not in result.stderr  # of 4 components: too few to say so
+    assert "warning: p.st → q.st: one component holds 7 small and 17 large latents, 80.0% of all in" in result.stderr
+    assert "one component" not in saetool("stitch", "p.st", "q.st", "--theta", 0.9).stderr
+    assert (
+        "one component holds 12 small and 20 large latents, 100.0% of"
+        in saetool("stitch", "a.st", "b.st", "--theta", -0.8).stderr
+    )
     [pair] = json.loads(result.stdout)["pairs"]
     assert pair["largest_component_share"] == sum(pair["largest_components"][0]) / sum(
         n * (a + b) for a, b, n in pair["component_shapes"]
@@ -302,6 +308,9 @@ def test_the_model_may_be_run_at_points_of_the_path(tiny_model_dir):
         "train",
         "-q",
     )
+    absent = saetool("stitch", "r.st", "t.st", *options, "--model", "nothere.gguf")
+    assert absent.exit_code == 1
+    assert absent.stderr.startswith("saetool stitch: nothere.gguf")  # before anything is measured
     for point, entry in zip((points[0], points[-1]), json.loads(evaluated.stdout)["saes"], strict=True):
         assert point["ce_loss_with_sae"] == pytest.approx(entry["ce"]["ce_loss_with_sae"], rel=1e-5)
         assert point["ce_loss_score_mean"] == pytest.approx(entry["ce"]["ce_loss_score_mean"], rel=1e-3)
