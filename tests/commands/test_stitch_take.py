@@ -310,7 +310,8 @@ def test_the_model_may_be_run_at_points_of_the_path(tiny_model_dir):
     )
     absent = saetool("stitch", "r.st", "t.st", *options, "--model", "nothere.gguf")
     assert absent.exit_code == 1
-    assert absent.stderr.startswith("saetool stitch: nothere.gguf")  # before anything is measured
+    assert "--model nothere.gguf: no such file" in absent.stderr
+    assert "tokens/s" not in absent.stderr  # said before anything is measured
     for point, entry in zip((points[0], points[-1]), json.loads(evaluated.stdout)["saes"], strict=True):
         assert point["ce_loss_with_sae"] == pytest.approx(entry["ce"]["ce_loss_with_sae"], rel=1e-5)
         assert point["ce_loss_score_mean"] == pytest.approx(entry["ce"]["ce_loss_score_mean"], rel=1e-3)
