@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import planted_pair, random_sae, save_sae, write_cache
@@ -248,6 +249,14 @@ def test_the_record_holds_what_the_activations_say():
     assert (data["roc"]["false_positive"][0], data["roc"]["true_positive"][-1]) == (1, 0)
     assert data["roc"]["theta"][-1] is None
     assert len(data["latent_scaling"]["error"]) == len(data["activation_cosine"]["values"]) == 20
+    assert data["swaps"]["median_mse"] == pytest.approx(np.median(data["swaps"]["delta_mse"]) / data["mse_small"])
+    assert data["swaps"]["median_l0"] == pytest.approx(np.median(data["swaps"]["delta_l0"]) / data["l0_small"])
+    for group, novel in (("novel", True), ("reconstruction", False)):
+        mine = np.array(data["effects"]["firing_rate"]) > 0
+        mine &= (np.array(pair["max_cosine"]["values"]) < 0.4) == novel
+        for of in ("error", "reconstruction"):
+            values = np.array(data["latent_scaling"][of], dtype=float)[mine]
+            assert data["latent_scaling"][f"median_of_{group}"][of] == pytest.approx(np.median(values))
     assert set(data["firing_errors"]["mean_of_novel"]) == {
         "small_where_fires", "small_elsewhere", "large_where_fires", "large_elsewhere",
     }  # fmt: skip
