@@ -11,7 +11,16 @@ from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_encodes, check_site, check_split
 from saetool.commands.eval import ce_options, model_name
-from saetool.commands.stitch_inputs import Look, check_ladder, check_mergeable, check_options, check_take, listed, look
+from saetool.commands.stitch_inputs import (
+    Look,
+    check_ladder,
+    check_mergeable,
+    check_options,
+    check_plain,
+    check_take,
+    listed,
+    look,
+)
 from saetool.commands.stitch_run import Settings, cross_entropies, jobs_of, measured, write_stitched
 from saetool.commands.stitch_table import show, warn
 from saetool.config import EvalConfig, StitchConfig
@@ -162,6 +171,7 @@ def _checked_cache(acts: Path, split: str, inputs: list[Look], console: Console)
     for i in inputs:
         check_site(i, cache, console)
         check_encodes(i, "stitch")
+        check_plain(i, "what its latents do to another SAE's error cannot be measured")
     return cache
 
 

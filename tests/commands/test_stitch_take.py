@@ -195,6 +195,11 @@ def test_an_sae_that_normalises_each_token_is_not_merged():
     code, line = refused("a.st", "n.st", "-o", "t.st")
     assert code == 2
     assert "n.st: normalises each token (per_token)" in line
+    for early in ([], ["--dry-run"]):
+        code, line = refused("a.st", "n.st", "--acts", "acts", *early)
+        assert code == 2
+        assert "n.st: normalises each token (per_token), so what its latents do" in line
+    assert saetool("stitch", "a.st", "n.st").exit_code == 0
 
 
 def test_twins_other_models_and_giant_components_are_warned_of():
