@@ -56,7 +56,7 @@ def run(
             f"give the {' or the '.join(item['name'] for item in wanted)} of that time",
         )
     options = {"edits": [[e.latent, e.meta, e.value] for e in edits], "rebuild": rebuild}
-    inputs = [parent.as_input("parent"), meta.as_input("meta")]
+    inputs = [parent.as_input("sae"), meta.as_input("meta")]  # "parent" is whose rows an SAE was trained on
     plan = h.Plan("meta", h.SAE, options, inputs, [parent.header, meta.header])
     edited = edit(parent.sae, meta.sae, edits, rebuild=rebuild)
     facts = {"changed": len(edited.changed), "mean_cosine": edited.mean_cosine}

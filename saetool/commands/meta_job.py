@@ -71,6 +71,11 @@ class Job:
     def files(self) -> list[SAEFile]:
         files = [sae_files.load(path) for path in self.saes]
         self._same_width(files)
+        seen: set[str] = set()
+        for file in files:
+            if file.sha256 in seen:
+                raise ConfigError(f"{file.name}: given twice", "each of its rows would count double")
+            seen.add(file.sha256)
         return files
 
     @cached_property
