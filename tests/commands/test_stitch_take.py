@@ -292,43 +292,56 @@ def test_the_table_shows_what_the_record_holds():
     assert swept[0.5] == f"{100 * pair['novel_share']:.1f}%"
 
 
-def test_the_model_may_be_run_at_points_of_the_path(tiny_model_dir):
-    made = saetool(
-        "cache", _text(), "--model", tiny_model_dir, "--ctx-len", 32, "--hook", "blocks.1.hook_resid_post", "-o", "real"
-    )
-    assert made.exit_code == 0, made.stderr
+@pytest.fixture
+def with_model(tiny_model_dir: Path) -> list[object]:
+    """Options to run a model with ``r.st`` (12 latents), ``t.st`` (20) and ``u.st`` (30) on its cache ``real``."""
+    hook = ["--model", tiny_model_dir, "--hook", "blocks.1.hook_resid_post"]
+    assert saetool("cache", _text(), *hook, "--ctx-len", 32, "-o", "real").exit_code == 0
     x = torch.cat([s["acts"].float() for s in open_cache(Path("real")).iter_split("train")])
-    for name, seed, n in (("r.st", 1, 12), ("t.st", 2, 20)):
+    for name, seed, n in (("r.st", 1, 12), ("t.st", 2, 20), ("u.st", 3, 30)):
         save_sae(Path(name), replace(random_sae(n, 32, seed=seed), b_dec=x.mean(0)))
-    options = ["--theta", 0.2, "--acts", "real", "--model", tiny_model_dir, "--ce-tokens", 256, "--dtype", "fp32"]
-    options += ["--split", "train"]
-    [pair] = record("r.st", "t.st", *options)["pairs"]
+    options = ["--acts", "real", "--model", tiny_model_dir, "--ce-tokens", 256, "--dtype", "fp32", "--split", "train"]
+    return list(options)
+
+
+def own_losses(names: list[str], options: list[object]) -> list[dict]:
+    """The same figures as ``saetool eval`` measures them."""
+    return [entry["ce"] for entry in json.loads(saetool("eval", *names, *options, "-q").stdout)["saes"]]
+
+
+def test_the_model_may_be_run_at_points_of_the_path(with_model):
+    [pair] = record("r.st", "t.st", "--theta", 0.2, *with_model)["pairs"]
     points, way = pair["data"]["ce"], pair["data"]["path"]
-    assert [points[0]["step"], points[-1]["step"]] == [0, len(way["mse"]) - 1]
+    own, last = own_losses(["r.st", "t.st"], with_model), len(way["mse"]) - 1
+    assert [points[0], points[-1]] == [own[0] | {"step": 0}, own[1] | {"step": last}]
     assert way["n_add_steps"] in [p["step"] for p in points]
-    evaluated = saetool(
-        "eval",
-        "r.st",
-        "t.st",
-        "--acts",
-        "real",
-        "--model",
-        tiny_model_dir,
-        "--ce-tokens",
-        256,
-        "--dtype",
-        "fp32",
-        "--split",
-        "train",
-        "-q",
+    for point in points:  # each is what eval says of the SAE of that step, the merged ends among them
+        made = saetool("stitch", "r.st", "t.st", "--theta", 0.2, "--take", f"path:{point['step']}", "-o", "s.st",
+                       "--overwrite")  # fmt: skip
+        assert made.exit_code == 0, made.stderr
+        [there] = own_losses(["s.st"], with_model)
+        assert point["ce_loss_with_sae"] == pytest.approx(there["ce_loss_with_sae"], rel=1e-5)
+
+
+def test_saes_that_two_pairs_share_are_run_once_and_a_fixed_bias_keeps_one_end(with_model):
+    result = saetool("stitch", "r.st", "t.st", "u.st", "--theta", 0.2, *with_model)
+    first, second = (pair["data"]["ce"] for pair in json.loads(result.stdout)["pairs"])
+    assert first[-1] == second[0] | {"step": first[-1]["step"]}
+    [passes] = [line.split()[2] for line in result.stderr.splitlines() if line.startswith("stitch --ce: ")]
+    runs = len(first) + len(second) - 1 + 2
+    assert passes == f"{first[0]['n_tokens'] * runs:,}/{first[0]['n_tokens'] * runs:,}"
+    [biased] = (
+        pair["data"]["ce"] for pair in record("r.st", "t.st", "--theta", 0.2, "--bias", "small", *with_model)["pairs"]
     )
-    absent = saetool("stitch", "r.st", "t.st", *options, "--model", "nothere.gguf")
-    assert absent.exit_code == 1
-    assert "--model nothere.gguf: no such file" in absent.stderr
-    assert "tokens/s" not in absent.stderr  # said before anything is measured
-    for point, entry in zip((points[0], points[-1]), json.loads(evaluated.stdout)["saes"], strict=True):
-        assert point["ce_loss_with_sae"] == pytest.approx(entry["ce"]["ce_loss_with_sae"], rel=1e-5)
-        assert point["ce_loss_score_mean"] == pytest.approx(entry["ce"]["ce_loss_score_mean"], rel=1e-3)
+    assert biased[0] == first[0]
+    assert biased[-1]["ce_loss_with_sae"] != first[-1]["ce_loss_with_sae"]
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_measured(with_model):
+    result = saetool("stitch", "r.st", "t.st", *with_model, "--model", "nothere.gguf")
+    assert result.exit_code == 1
+    assert "--model nothere.gguf: no such file" in result.stderr
+    assert "tokens/s" not in result.stderr
 
 
 def _text() -> Path:
