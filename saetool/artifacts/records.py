@@ -76,11 +76,12 @@ def read(path: Path) -> tuple[h.Header, dict[str, Any]]:
     if not _matches(*stated):
         raise ArtifactError(f"{path}: its long lists were in another {file.name} than is there", "make both again")
     del payload["arrays"]
-    tensors = container.read_tensors(file, h.ARRAYS).tensors
     try:
-        return header, _put_back(payload, tensors)
-    except KeyError as error:
-        raise ArtifactError(f"{path}: {file.name} lacks the tensor {error.args[0]}", "make both again") from None
+        return header, _put_back(payload, container.read_tensors(file, h.ARRAYS).tensors)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error.message.replace(str(file), file.name)}", error.hint) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: its long lists do not fit {file.name} ({error})", "make both again") from None
 
 
 def _beside(plan: h.Plan) -> h.Plan:

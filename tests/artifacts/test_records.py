@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import random_sae, save_sae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,8 +137,18 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"r\.json: its long lists were in another r\.arrays\.st"):
         records.read(path)
     other.write_bytes(whole)
-    path.write_text(record.replace('"pairs.0.mse"', '"pairs.0.other"'))
-    with pytest.raises(ArtifactError, match=r"r\.arrays\.st lacks the tensor pairs\.0\.other"):
+    for wrong in (
+        ('"pairs.0.mse"', '"pairs.0.other"'),
+        ('"columns": 3', '"columns": 4'),
+        ('"columns": 3', '"columns": []'),
+    ):
+        assert wrong[0] in record
+        path.write_text(record.replace(*wrong))
+        with pytest.raises(ArtifactError, match=r"r\.json: its long lists do not fit r\.arrays\.st"):
+            records.read(path)
+    sae = h.sha256_file(save_sae(other, random_sae()))
+    path.write_text(record.replace(h.sha256_bytes(whole), sae))
+    with pytest.raises(ArtifactError, match=r"r\.json: r\.arrays\.st: is an SAE"):
         records.read(path)
     path.write_text(record.replace('"sha256": "', '"sha": "'))
     with pytest.raises(ArtifactError, match="is damaged"):
