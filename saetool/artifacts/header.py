@@ -30,6 +30,7 @@ TRAIN_LOG = "saetool/trainlog@2"
 RUN_LOG = "saetool/runlog@1"
 REPORT = "saetool/report@1"
 EXPORT = "saetool/export@1"
+ARRAYS = "saetool/arrays@1"
 
 KINDS = {
     SAE: "an SAE",
@@ -46,6 +47,7 @@ KINDS = {
     RUN_LOG: "a log of calls",
     REPORT: "a report",
     EXPORT: "an SAE exported for another library",
+    ARRAYS: "the long lists of a record",
 }
 
 

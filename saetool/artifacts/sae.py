@@ -43,8 +43,15 @@ class SAEFile:
     def inference(self) -> str:
         return self.sae.inference
 
+    @property
+    def is_meta(self) -> bool:
+        """Whether it was trained on decoder rows."""
+        return "decoder" in (self.header.config.get("hook"), self.header.model.get("hook_name"))
+
     def meta_parents(self) -> list[dict[str, str]]:
         """The inputs that say which SAEs this meta-SAE was made from. Raises ``ArtifactError`` where none do."""
+        if not self.is_meta:
+            raise ArtifactError(f"{self.name}: is not a meta-SAE", "one is made by: saetool meta SAE.st -o meta.st")
         found = [item for item in self.header.inputs if item["role"] == "parent"]
         if not found:
             raise ArtifactError(f"{self.name}: a meta-SAE that does not say what it was made from", "make it again")

@@ -239,7 +239,7 @@ def autointerp(
 
     file = sae_files.load(sae)
     check_encodes(file, "explain")
-    is_meta = "decoder" in (file.header.config.get("hook"), file.header.model.get("hook_name"))
+    is_meta = file.is_meta
     wanted = parse_latents(latents or ("all" if is_meta or explanations else Defaults.latents), file.sae.d_sae)
     scorers = () if is_meta else parse_scorers(scorer, asked.offline)
     job = Job(

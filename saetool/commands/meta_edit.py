@@ -1,8 +1,9 @@
 """``saetool meta --edit``: an SAE with decoder rows changed through its meta-SAE."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
@@ -23,6 +24,14 @@ def parse_edit(text: str) -> Edit:
     if found is None or not math.isfinite(found.value):
         raise ConfigError(f"--edit {text}: not LATENT:META=VALUE", "such as --edit 17:3=0, or '*:3=0' for all latents")
     return found
+
+
+def _still_true(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a header says of an SAE whose decoder is another now: not how well it reconstructs."""
+    kept = {name: value for name, value in config.items() if name != "train_metrics"}
+    if isinstance(facts := kept.get("threshold"), dict):
+        kept["threshold"] = {n: value for n, value in facts.items() if not n.startswith("explained_variance")}
+    return kept
 
 
 def run(
@@ -47,7 +56,7 @@ def run(
             f"give the {' or the '.join(item['name'] for item in wanted)} of that time",
         )
     options = {"edits": [[e.latent, e.meta, e.value] for e in edits], "rebuild": rebuild}
-    inputs = [parent.as_input("parent"), meta.as_input("meta")]
+    inputs = [parent.as_input("sae"), meta.as_input("meta")]  # "parent" is whose rows an SAE was trained on
     plan = h.Plan("meta", h.SAE, options, inputs, [parent.header, meta.header])
     edited = edit(parent.sae, meta.sae, edits, rebuild=rebuild)
     facts = {"changed": len(edited.changed), "mean_cosine": edited.mean_cosine}
@@ -59,7 +68,7 @@ def run(
         return
     if not edited.changed:
         console.say("warning: no row changes: the edits say what the meta-activations are already")
-    config = {**parent.header.config, **sae_files.config_of(edited.sae), "edited": {**options, **facts}}
+    config = {**_still_true(parent.header.config), **sae_files.config_of(edited.sae), "edited": {**options, **facts}}
     header = plan.header(config=config, model=parent.header.model, seed=parent.header.seed, dtype="float32")
     sha256 = sae_files.save(out, edited.sae, header)
     console.say(f"{len(edited.changed)} rows changed; mean cosine to what they were {edited.mean_cosine:.4f}")

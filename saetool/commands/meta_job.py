@@ -71,13 +71,29 @@ class Job:
     def files(self) -> list[SAEFile]:
         files = [sae_files.load(path) for path in self.saes]
         self._same_width(files)
+        seen: set[str] = set()
+        for file in files:
+            if file.sha256 in seen:
+                raise ConfigError(f"{file.name}: given twice", "each of its rows would count double")
+            seen.add(file.sha256)
         return files
 
     @cached_property
     def pool(self) -> list[SAEFile]:
+        """The SAEs to compare with. Parents among them are left out: their rows are what is explained."""
         files = [sae_files.load(path) for path in self.compare]
         self._same_width([self.files[0], *files])
-        return files
+        return [file for file in files if not self._is_parent(file)]
+
+    def _is_parent(self, file: SAEFile) -> bool:
+        """Whether the decoder is a parent's (before and after a threshold it is the same)."""
+        for parent in self.files:
+            if torch.equal(file.sae.W_dec, parent.sae.W_dec):
+                self.console.say(
+                    f"{file.name} has the rows of {parent.name}, which are explained: left out of --compare"
+                )
+                return True
+        return False
 
     @cached_property
     def cache(self) -> Cache | None:

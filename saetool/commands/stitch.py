@@ -6,12 +6,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, records
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_encodes, check_site, check_split
 from saetool.commands.eval import ce_options, model_name
-from saetool.commands.stitch_inputs import Look, check_ladder, check_mergeable, check_options, check_take, listed, look
+from saetool.commands.stitch_inputs import (
+    Look,
+    check_ladder,
+    check_mergeable,
+    check_options,
+    check_plain,
+    check_take,
+    listed,
+    look,
+)
 from saetool.commands.stitch_run import Settings, cross_entropies, jobs_of, measured, write_stitched
 from saetool.commands.stitch_table import show, warn
 from saetool.config import EvalConfig, StitchConfig
@@ -114,6 +123,8 @@ def stitch(
     if cache is None and (with_ce or order == "effect"):
         raise ConfigError(f"{'--ce' if with_ce else '--order effect'} needs activations", "give --acts DIR")
     chosen = check_take(take or "small+novel") if out.suffix == ".st" else None
+    if chosen and with_ce:
+        raise ConfigError(f"--ce: measures points of the path, and -o {out} is one SAE", f"saetool eval {out} --ce")
     if chosen or with_ce:
         check_mergeable(inputs)
     options: dict[str, Any] = {"theta": theta, "order": order, "bias": bias, "split": split, "tokens": limit}
@@ -127,8 +138,11 @@ def stitch(
         facts = {"saes": [f"{i.name} ({i.d_sae})" for i in inputs], "theta": theta, "rows": rows, "take": chosen}
         console.plan({**facts, "output": out})
         return
-    if container.up_to_date(out, plan, overwrite=overwrite):
-        console.emit(container.read_header(out), out, h.sha256_file(out), {}, fresh=False)
+    there = container if chosen else records
+    if there.up_to_date(out, plan, overwrite=overwrite):
+        found = container.read_header(out)
+        of_pairs = [] if chosen else container.read_json(out)[1]["pairs"]
+        console.emit(found, out, h.sha256_file(out), _metrics(found, of_pairs), fresh=False)
         return
     if with_ce:
         options["model"] = model_name(cache, model)
@@ -136,10 +150,18 @@ def stitch(
     header, sha256, pairs = _made(console, out, plan, inputs, cache, options, settings)
     warn(console, theta, pairs)
     show(console, theta, pairs)
-    metrics = {name: header.config["stitched"][name] for name in ("take", "n_small", "n_large")} if chosen else {}
+    if not chosen and str(out) != "-" and (beside := records.beside(out)).exists():
+        console.say(f"its long lists: {beside}")
+    console.emit(header, out, sha256, _metrics(header, pairs))
+
+
+def _metrics(header: h.Header, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``--json`` says: the numbers of each pair, and how many latents of each a stitched SAE has."""
     from saetool.engines.stitch_record import summary
 
-    console.emit(header, out, sha256, {**summary(pairs), **metrics})
+    made = header.config.get("stitched", {})
+    taken = {name: made[name] for name in ("take", "n_small", "n_large") if name in made}
+    return {**(summary(pairs) if pairs else {}), **taken}
 
 
 def _checked_cache(acts: Path, split: str, inputs: list[Look], console: Console) -> Cache:
@@ -149,6 +171,7 @@ def _checked_cache(acts: Path, split: str, inputs: list[Look], console: Console)
     for i in inputs:
         check_site(i, cache, console)
         check_encodes(i, "stitch")
+        check_plain(i, "what its latents do to another SAE's error cannot be measured")
     return cache
 
 
@@ -179,10 +202,10 @@ def _made(
     payload: dict[str, Any] = {"theta": theta, "saes": [sae_entry(f) for f in files]}
     data: list[dict[str, Any] | None] = [None] * len(compared)
     if cache is not None:
-        found = measured(console, files, jobs, cache, settings)
         losses: list[Any] = [None] * len(compared)
-        if "ce_tokens" in options:
+        if "ce_tokens" in options:  # first: a model that cannot be had is said at once
             losses = cross_entropies(console, files, jobs, cache, settings, options)
+        found = measured(console, files, jobs, cache, settings)
         data = [
             data_entry(m, c, j, settings.split, settings.order, settings.bias) | {"ce": ce}
             for m, c, j, ce in zip(found.pairs, compared, jobs, losses, strict=True)
@@ -190,7 +213,7 @@ def _made(
         payload["bias_exchange"] = bias_entry(files, found.bias_exchange)
     pairs = [pair_entry(files[k], files[k + 1], c, d) for k, (c, d) in enumerate(zip(compared, data, strict=True))]
     header = plan.header(model=inputs[0].header.model, seed=seed, dtype="float64")
-    return header, container.write_json(out, header, {**payload, "pairs": pairs}), pairs
+    return header, records.write(out, plan, header, {**payload, "pairs": pairs}), pairs
 
 
 def _matched(n_small: int, n_large: int, asked: bool | None) -> bool:

@@ -124,11 +124,16 @@ def check_mergeable(inputs: list[Look]) -> None:
                 f"{i.name}: latents of a {i.inference} SAE without a threshold cannot be put into another SAE",
                 f"saetool threshold {i.name} -o WITH-THRESHOLD.st, and stitch that",
             )
-        if i.normalization != "none":
-            raise ConfigError(
-                f"{i.name}: normalises each token ({i.normalization}), so its latents cannot be put into another SAE",
-                "use an SAE trained without it; cosines of its decoder rows work as they are",
-            )
+        check_plain(i, "its latents cannot be put into another SAE")
+
+
+def check_plain(i: Look, so: str) -> None:
+    """Raise if the SAE normalises each token: what its latents write is then not a sum."""
+    if i.normalization != "none":
+        raise ConfigError(
+            f"{i.name}: normalises each token ({i.normalization}), so {so}",
+            "use an SAE trained without it; cosines of its decoder rows work as they are, without --acts",
+        )
 
 
 def check_take(take: str) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 from saetool.console import Console
 
 GIANT = 0.2
-"""Share of all latents in components from which one component is called giant."""
+"""Share of all latents in components from which one component is called giant, if it has enough members."""
+ENOUGH = 20
 SHOWN = 2
 """Of the sweep's cut-offs every second is shown; all are in the record."""
 
@@ -13,8 +14,8 @@ SHOWN = 2
 def warn(console: Console, theta: float, pairs: list[dict[str, Any]]) -> None:
     """A line for each pair of which one component holds much of all: its swap says nothing about latents."""
     for p in pairs:
-        if p["largest_component_share"] > GIANT and p["components"] > 1 / GIANT:
-            small, large = p["largest_components"][0]
+        small, large = p["largest_components"][0] if p["largest_components"] else (0, 0)
+        if p["largest_component_share"] > GIANT and small + large >= ENOUGH:
             console.say(
                 f"warning: {p['small']} → {p['large']}: one component holds {small} small and {large} large latents, "
                 f"{_percent(p['largest_component_share'])} of all in components; {theta} may be too low"

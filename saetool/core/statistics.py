@@ -110,3 +110,13 @@ def geometric_median(x: Float[Tensor, "n d"], iterations: int = 100, tolerance: 
         if step <= tolerance * distances.mean():
             break
     return median.double()
+
+
+def quantile(values: Float[Tensor, " n"], q: float) -> float:
+    """Linear between the two nearest values (torch.quantile refuses long inputs); NaN of nothing."""
+    if not len(values):
+        return float("nan")
+    place = q * (len(values) - 1)
+    ordered = values.sort().values
+    low, high = ordered[int(place)], ordered[min(int(place) + 1, len(values) - 1)]
+    return float(low + (high - low) * (place - int(place)))

@@ -18,6 +18,7 @@ from saetool.core.cosines import max_cosine_to_others, max_cosines
 from saetool.core.meta_edges import shared_edges
 from saetool.core.sae import SAE, unit_rows
 from saetool.core.similarity import random_directions
+from saetool.core.statistics import quantile
 from saetool.engines.meta import Trained
 
 STRONGEST = 10
@@ -188,7 +189,7 @@ def _cosines(rows: Tensor, meta: SAE, like: Compared | None, seed: int) -> dict[
 
 def _histogram(maxima: Float[Tensor, " n"]) -> dict[str, Any]:
     edges, counts, mean = core.cosine_histogram(maxima)
-    return {"edges": edges, "counts": counts, "mean": mean, "median": float(maxima.median())}
+    return {"edges": edges, "counts": counts, "mean": mean, "median": quantile(maxima.double(), 0.5)}
 
 
 def _bars(

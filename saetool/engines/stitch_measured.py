@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saetool.core.statistics import quantile
 from saetool.core.stitch import Partition
 from saetool.engines.stitch import Comparison, Job, Measured
 
@@ -86,8 +87,8 @@ def _swaps_entry(measured: Measured, parts: Partition) -> dict[str, Any]:
         "sizes": parts.sizes.tolist(),
         "delta_mse": mse.tolist(),
         "delta_l0": l0.tolist(),
-        "median_mse": _median(mse / measured.small.mse),
-        "median_l0": _median(l0 / measured.small.l0),
+        "median_mse": quantile(mse / measured.small.mse, 0.5),
+        "median_l0": quantile(l0 / measured.small.l0, 0.5),
         "raise_mse": _share(mse > 0),
         "lower_l0": _share(l0 < 0),
     }
@@ -99,8 +100,8 @@ def _scaling_entry(measured: Measured, parts: Partition, alive: Tensor) -> dict[
     entry: dict[str, Any] = _lists(found)
     for group, mine in (("novel", parts.novel & alive), ("reconstruction", parts.reconstruction & alive)):
         entry[f"median_of_{group}"] = {
-            "error": _median(found.error[mine]),
-            "reconstruction": _median(found.reconstruction[mine]),
+            "error": quantile(found.error[mine], 0.5),
+            "reconstruction": quantile(found.reconstruction[mine], 0.5),
         }
     return entry
 
@@ -122,10 +123,6 @@ def _firing_entry(measured: Measured, parts: Partition, alive: Tensor) -> dict[s
         means = measured.firing_errors[:, mine].nanmean(1).tolist()
         entry[f"mean_of_{group}"] = dict(zip(names, means, strict=True))
     return entry
-
-
-def _median(values: Tensor) -> float:
-    return float(values.median()) if len(values) else float("nan")
 
 
 def _share(mine: Tensor) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from saetool.artifacts.sae import SAEFile
 from saetool.core.matching import Matchings
 from saetool.core.sae import unit_rows
+from saetool.core.statistics import quantile
 from saetool.core.stitch import Partition
 from saetool.engines.stitch import Comparison
 
@@ -54,7 +55,7 @@ def pair_entry(small: SAEFile, large: SAEFile, comparison: Comparison, data: dic
         "largest_components": [list(sizes) for sizes in parts.largest(10)],
         "max_cosine": {
             "mean": float(cosines.mean()),
-            "median": _quantile(cosines, 0.5),
+            "median": quantile(cosines, 0.5),
             "sd": float(cosines.std(correction=0)),
             "values": found.max_cosine.tolist(),
         },
@@ -81,7 +82,7 @@ def _null_entry(null: Tensor, theta: float) -> dict[str, float]:
     """Max cosines of large latents to rows that know nothing of them."""
     return {
         "max_cosine_mean": float(null.mean()),
-        "max_cosine_q99": _quantile(null, 0.99),
+        "max_cosine_q99": quantile(null, 0.99),
         "reconstruction_share": float((null >= theta).double().mean()),
     }
 
@@ -119,16 +120,6 @@ def bias_entry(files: Sequence[SAEFile], mse: list[list[float]]) -> dict[str, An
     biases = torch.stack([f.sae.b_dec.double() for f in files])
     unit = unit_rows(biases)
     return {"saes": [f.name for f in files], "mse": mse, "b_dec_cosine": (unit @ unit.T).clamp(-1, 1).tolist()}
-
-
-def _quantile(values: Tensor, q: float) -> float:
-    """Linear between the two nearest values (torch.quantile refuses long inputs); NaN of nothing."""
-    if not len(values):
-        return float("nan")
-    place = q * (len(values) - 1)
-    ordered = values.sort().values
-    low, high = ordered[int(place)], ordered[min(int(place) + 1, len(values) - 1)]
-    return float(low + (high - low) * (place - int(place)))
 
 
 def summary(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from saetool.artifacts import container, train_log
+from saetool.artifacts import container, records, train_log
 from saetool.artifacts import header as h
 from saetool.errors import ArtifactError
 from saetool.report import shapes
@@ -279,7 +279,7 @@ def _read(path: Path, label: str, *, asked: bool) -> Artifact | None:
     if form == "tensors":
         header = container.read_contents(path).header
     elif form == "json":
-        header, payload = container.read_json(path)
+        header, payload = records.read(path)
     else:
         header, payload = container.read_jsonl(path)
     if header.schema not in _ORDER or header.schema == h.CACHE:

@@ -85,6 +85,16 @@ def test_planted_atoms_order_the_bars_as_in_the_paper(here: Path) -> None:
         assert control["train_mode"] == pytest.approx(control["variance_explained"], abs=0.05)
 
 
+def test_a_parent_is_not_compared_with_itself(here: Path) -> None:
+    run("a.st", *SHORT, "--no-controls", "--compare", "atoms.st", "-o", "without.st")
+    save_sae(here / "copy.st", replace(sae_files.load(Path("a.st")).sae, threshold=torch.full((120,), 0.7)))
+    said = run("a.st", *SHORT, "--no-controls", "--compare", "a.st", "atoms.st", "copy.st", "-o", "with.st")
+    assert "a.st has the rows of a.st, which are explained: left out of --compare" in said
+    assert "copy.st has the rows of a.st" in said
+    assert Path("with.json").read_bytes() == Path("without.json").read_bytes()
+    assert Path("with.st").read_bytes() == Path("without.st").read_bytes()
+
+
 def test_members_are_the_decompositions_the_other_way_round(here: Path) -> None:
     run("a.st", *SHORT, "--no-controls")
     payload = record()
@@ -353,12 +363,38 @@ def test_edits_write_an_sae_that_differs_in_those_rows(here: Path) -> None:
     differs = (before.sae.W_dec != after.sae.W_dec).any(1).nonzero().flatten().tolist()
     assert differs == [latent, latent + 1]
     assert after.header.model == before.header.model
-    assert [i["role"] for i in after.header.inputs] == ["parent", "meta"]
+    assert [i["role"] for i in after.header.inputs] == ["sae", "meta"]
     assert after.header.config["edited"]["changed"] == 2
     write_cache(here / "acts")
     found = json.loads(runner.invoke(app, ["eval", "a.st", "edited.st", "--acts", "acts"]).stdout)["saes"]
     mse = [one["metrics"]["mse"] for one in found]
     assert mse[0] != mse[1]
+
+
+def test_an_edited_sae_is_no_meta_sae(here: Path) -> None:
+    run("a.st", *SHORT, "--no-controls")
+    run("a.st", "--edit", "*:0=0", "-o", "edited.st")
+    result = runner.invoke(app, ["meta", "a.st", "--edit", "1:0=5", "--meta-sae", "edited.st", "-o", "nonsense.st"])
+    assert result.exit_code == 1
+    assert "edited.st: is not a meta-SAE" in result.stderr
+    assert not Path("nonsense.st").exists()
+    run("meta.st", "--latents", "3", "--k", "1", "--steps", "20", "--no-controls", "-o", "metameta.st")
+    run("meta.st", "--edit", "*:0=0", "--meta-sae", "metameta.st", "-o", "edited-meta.st")
+    with pytest.raises(SaetoolError, match="does not say what it was made from"):  # not: from meta.st
+        sae_files.load(Path("edited-meta.st")).meta_parents()
+
+
+def test_an_edited_sae_does_not_claim_its_parents_quality(here: Path) -> None:
+    facts = {"threshold": {"method": "mean-min", "l0_heldout": 3.0, "explained_variance_heldout": 0.9}}
+    a = sae_files.load(Path("a.st"))
+    config = a.header.config | facts | {"train_metrics": {"explained_variance": 0.8}, "lr": 0.1}
+    sae_files.save(Path("a.st"), a.sae, replace(a.header, config=config))
+    run("a.st", *SHORT, "--no-controls")
+    run("a.st", "--edit", "*:0=0", "-o", "edited.st")
+    found = sae_files.load(Path("edited.st")).header.config
+    assert found["threshold"] == {"method": "mean-min", "l0_heldout": 3.0}
+    assert "train_metrics" not in found
+    assert found["lr"] == 0.1
 
 
 def test_graphs_have_an_edge_for_every_weight(here: Path) -> None:
@@ -406,7 +442,8 @@ def test_dry_run_names_the_preset_and_the_grid(here: Path) -> None:
         (["a.st", "--edit", "1:2", "-o", "e.st", "--meta-sae", "m.st"], 2, "--edit 1:2: not LATENT:META=VALUE"),
         (["a.st", "--edit", "1:2=nan", "-o", "e.st", "--meta-sae", "m.st"], 2, "--edit 1:2=nan: not"),
         (["b.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "m.st"], 1, "not the SAE that m.st was made from"),
-        (["a.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "b.st"], 1, "does not say what it was made from"),
+        (["a.st", "--edit", "1:2=0", "-o", "e.st", "--meta-sae", "b.st"], 1, "b.st: is not a meta-SAE"),
+        (["a.st", "a.st"], 2, "a.st: given twice"),
         (["a.st", "--edit", "1:2=0", "-o", "m.st", "--meta-sae", "m.st"], 1, "m.st: exists"),
         (["a.st", *SHORT, "-o", "m.st"], 1, "m.st: exists and is not what was asked for (controls"),
         (["b.st", *SHORT, "--no-controls", "-o", "m.st"], 1, "m.st: exists and is not what was asked for"),

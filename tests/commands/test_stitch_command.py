@@ -11,12 +11,13 @@ import torch
 from conftest import planted_pair, random_sae, save_sae, sparse_data, write_cache
 from typer.testing import CliRunner, Result
 
-from saetool.artifacts import container
+from saetool.artifacts import container, records
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
 from saetool.cli import app
 from saetool.commands.stitch import stitch
 from saetool.config import StitchConfig
+from saetool.report.collect import collect
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +194,53 @@ def test_json_gives_one_line_about_the_record_written(acts):
     assert (found["kind"], found["path"], found["sha256"]) == ("stitch", "r.json", h.sha256_file(Path("r.json")))
     assert found["metrics"]["pairs"][0]["novel"] == 6
     assert found["metrics"]["pairs"][0]["auc"] == 1
+
+
+def test_a_second_run_says_the_same_numbers(acts):
+    for arguments in (["--acts", acts, "-o", "r.json"], ["-o", "both.st"]):
+        first, second = (saetool("small.st", "large.st", *arguments, "--json", "--quiet") for _ in range(2))
+        now = json.loads(second.stdout)["metrics"]
+        assert now
+        assert now.items() <= json.loads(first.stdout)["metrics"].items()
+    assert now == {"take": "small+novel", "n_small": 10, "n_large": 6}
+
+
+def test_a_long_record_is_two_files_that_are_drawn_as_one(acts, monkeypatch):
+    saetool("small.st", "large.st", "--acts", acts, "-o", "one.json", "--quiet")
+    monkeypatch.setattr(records, "INLINE", 100)
+    monkeypatch.setattr(records, "LONG", 10)
+    result = saetool("small.st", "large.st", "--acts", acts, "-o", "two.json")
+    assert (result.exit_code, result.stdout) == (0, "two.json\n")
+    assert "two.arrays.st" in result.stderr
+    pair = json.loads(Path("two.json").read_bytes())["pairs"][0]
+    assert (pair["novel"], pair["data"]["path"]["mse"]) == (6, {"array": "pairs.0.data.path.mse"})
+    assert container.read_header(Path("two.arrays.st")).schema == h.ARRAYS
+    one, two = (collect([Path(f"{name}.json")]).of(h.STITCH)[0] for name in ("one", "two"))
+    assert one.payload == two.payload
+    assert one.header == two.header
+    piped = record("small.st", "large.st", "--acts", acts)
+    assert {**piped, "saetool": None} == {**one.payload, "saetool": None}
+
+
+def test_a_long_record_is_up_to_date_with_both_files_and_replaced_only_if_asked(acts, monkeypatch):
+    monkeypatch.setattr(records, "INLINE", 100)
+    monkeypatch.setattr(records, "LONG", 10)
+    long = ("small.st", "large.st", "--acts", acts, "-o", "r.json")
+    saetool(*long, "--quiet")
+    before = {name: Path(name).read_bytes() for name in ("r.json", "r.arrays.st")}
+    assert "up to date" in saetool(*long).stderr
+    Path("r.arrays.st").unlink()
+    found = collect([Path()])
+    assert not found.of(h.STITCH)
+    assert found.warnings == ("r.json: its long lists are in r.arrays.st, which is not beside it: left out",)
+    assert "up to date" not in saetool(*long).stderr
+    assert {name: Path(name).read_bytes() for name in before} == before
+    Path("r.json").unlink()
+    Path("r.arrays.st").write_text("notes")
+    assert refused(*long) == (1, "saetool stitch: r.arrays.st: not JSON (Expecting value: line 1 column 1 (char 0)): "
+                                 "exists, will not be replaced")  # fmt: skip
+    assert saetool(*long, "--overwrite").exit_code == 0
+    assert {name: Path(name).read_bytes() for name in before} == before
 
 
 def test_a_st_output_is_the_small_sae_with_the_novel_latents(acts):

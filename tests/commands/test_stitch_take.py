@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import planted_pair, random_sae, save_sae, write_cache
@@ -126,6 +127,31 @@ def test_provenance_survives_a_threshold_and_is_looked_through_when_stitched_aga
     assert again["latents"] == [[0, 3, 2], [1, 7, 1], [2, 5, 1]]
 
 
+def test_provenance_survives_a_saelens_folder_unless_its_latents_are_others():
+    Path("list.txt").write_text("small 2-4\nlarge 7\n")
+    saetool("stitch", "a.st", "b.st", "-o", "t.st", "--take", "@list.txt")
+    done = saetool("convert", "t.st", "--to", "saelens", "-o", "folder")
+    assert done.exit_code == 0, done.stderr
+    made = sae_files.load(Path("t.st")).header.config["stitched"]
+    assert saetool("convert", "folder", "-o", "back.st").exit_code == 0
+    assert sae_files.load(Path("back.st")).header.config["stitched"] == made
+    again = ("stitch", "folder", "b.st", "--theta", -0.9, "-o", "again.st")
+    assert saetool(*again).exit_code == 0
+    sources = sae_files.load(Path("again.st")).header.config["stitched"]["sources"]
+    assert [s["name"] for s in sources] == ["a.st", "b.st"]
+    config = json.loads(Path("folder/cfg.json").read_text())
+    for other in (
+        {**made, "latents": [[0, 2, 3]]},
+        {**made, "latents": [[2, 0, 4]]},
+        {**made, "latents": [4]},
+        [1],
+        None,
+    ):
+        config["metadata"]["saetool_provenance"]["stitched"] = other
+        Path("folder/cfg.json").write_text(json.dumps(config))
+        assert "stitched" not in sae_files.load(Path("folder")).header.config
+
+
 def test_lists_that_name_no_latents_are_refused_with_their_line():
     for text, words in (
         ("small 0\nlarge 20\n", "list.txt, line 2: the large SAE has no latents 20, it has 0 to 19"),
@@ -149,6 +175,7 @@ def test_what_cannot_be_taken_or_measured_is_refused():
         (["--take", "@none.txt", "-o", "t.st"], 1, "none.txt: cannot be read"),
         (["--order", "effect"], 2, "--order effect needs activations"),
         (["--ce"], 2, "--ce needs activations"),
+        (["--ce", "--acts", "acts", "-o", "t.st"], 2, "--ce: measures points of the path, and -o t.st is one SAE"),
     ):
         found, line = refused("a.st", "b.st", *arguments)
         assert found == code
@@ -168,6 +195,11 @@ def test_an_sae_that_normalises_each_token_is_not_merged():
     code, line = refused("a.st", "n.st", "-o", "t.st")
     assert code == 2
     assert "n.st: normalises each token (per_token)" in line
+    for early in ([], ["--dry-run"]):
+        code, line = refused("a.st", "n.st", "--acts", "acts", *early)
+        assert code == 2
+        assert "n.st: normalises each token (per_token), so what its latents do" in line
+    assert saetool("stitch", "a.st", "n.st").exit_code == 0
 
 
 def test_twins_other_models_and_giant_components_are_warned_of():
@@ -181,7 +213,12 @@ def test_twins_other_models_and_giant_components_are_warned_of():
     save_sae(Path("p.st"), small)
     save_sae(Path("q.st"), replace(large, W_dec=rows))
     result = saetool("stitch", "p.st", "q.st", "--theta", 0.65)
-    assert "p.st → q.st: one component holds 7 small and" not in result.stderr  # of 4 components: too few to say so
+    assert "warning: p.st → q.st: one component holds 7 small and 17 large latents, 80.0% of all in" in result.stderr
+    assert "one component" not in saetool("stitch", "p.st", "q.st", "--theta", 0.9).stderr
+    assert (
+        "one component holds 12 small and 20 large latents, 100.0% of"
+        in saetool("stitch", "a.st", "b.st", "--theta", -0.8).stderr
+    )
     [pair] = json.loads(result.stdout)["pairs"]
     assert pair["largest_component_share"] == sum(pair["largest_components"][0]) / sum(
         n * (a + b) for a, b, n in pair["component_shapes"]
@@ -217,6 +254,14 @@ def test_the_record_holds_what_the_activations_say():
     assert (data["roc"]["false_positive"][0], data["roc"]["true_positive"][-1]) == (1, 0)
     assert data["roc"]["theta"][-1] is None
     assert len(data["latent_scaling"]["error"]) == len(data["activation_cosine"]["values"]) == 20
+    assert data["swaps"]["median_mse"] == pytest.approx(np.median(data["swaps"]["delta_mse"]) / data["mse_small"])
+    assert data["swaps"]["median_l0"] == pytest.approx(np.median(data["swaps"]["delta_l0"]) / data["l0_small"])
+    for group, novel in (("novel", True), ("reconstruction", False)):
+        mine = np.array(data["effects"]["firing_rate"]) > 0
+        mine &= (np.array(pair["max_cosine"]["values"]) < 0.4) == novel
+        for of in ("error", "reconstruction"):
+            values = np.array(data["latent_scaling"][of], dtype=float)[mine]
+            assert data["latent_scaling"][f"median_of_{group}"][of] == pytest.approx(np.median(values))
     assert set(data["firing_errors"]["mean_of_novel"]) == {
         "small_where_fires", "small_elsewhere", "large_where_fires", "large_elsewhere",
     }  # fmt: skip
@@ -247,39 +292,56 @@ def test_the_table_shows_what_the_record_holds():
     assert swept[0.5] == f"{100 * pair['novel_share']:.1f}%"
 
 
-def test_the_model_may_be_run_at_points_of_the_path(tiny_model_dir):
-    made = saetool(
-        "cache", _text(), "--model", tiny_model_dir, "--ctx-len", 32, "--hook", "blocks.1.hook_resid_post", "-o", "real"
-    )
-    assert made.exit_code == 0, made.stderr
+@pytest.fixture
+def with_model(tiny_model_dir: Path) -> list[object]:
+    """Options to run a model with ``r.st`` (12 latents), ``t.st`` (20) and ``u.st`` (30) on its cache ``real``."""
+    hook = ["--model", tiny_model_dir, "--hook", "blocks.1.hook_resid_post"]
+    assert saetool("cache", _text(), *hook, "--ctx-len", 32, "-o", "real").exit_code == 0
     x = torch.cat([s["acts"].float() for s in open_cache(Path("real")).iter_split("train")])
-    for name, seed, n in (("r.st", 1, 12), ("t.st", 2, 20)):
+    for name, seed, n in (("r.st", 1, 12), ("t.st", 2, 20), ("u.st", 3, 30)):
         save_sae(Path(name), replace(random_sae(n, 32, seed=seed), b_dec=x.mean(0)))
-    options = ["--theta", 0.2, "--acts", "real", "--model", tiny_model_dir, "--ce-tokens", 256, "--dtype", "fp32"]
-    options += ["--split", "train"]
-    [pair] = record("r.st", "t.st", *options)["pairs"]
+    options = ["--acts", "real", "--model", tiny_model_dir, "--ce-tokens", 256, "--dtype", "fp32", "--split", "train"]
+    return list(options)
+
+
+def own_losses(names: list[str], options: list[object]) -> list[dict]:
+    """The same figures as ``saetool eval`` measures them."""
+    return [entry["ce"] for entry in json.loads(saetool("eval", *names, *options, "-q").stdout)["saes"]]
+
+
+def test_the_model_may_be_run_at_points_of_the_path(with_model):
+    [pair] = record("r.st", "t.st", "--theta", 0.2, *with_model)["pairs"]
     points, way = pair["data"]["ce"], pair["data"]["path"]
-    assert [points[0]["step"], points[-1]["step"]] == [0, len(way["mse"]) - 1]
+    own, last = own_losses(["r.st", "t.st"], with_model), len(way["mse"]) - 1
+    assert [points[0], points[-1]] == [own[0] | {"step": 0}, own[1] | {"step": last}]
     assert way["n_add_steps"] in [p["step"] for p in points]
-    evaluated = saetool(
-        "eval",
-        "r.st",
-        "t.st",
-        "--acts",
-        "real",
-        "--model",
-        tiny_model_dir,
-        "--ce-tokens",
-        256,
-        "--dtype",
-        "fp32",
-        "--split",
-        "train",
-        "-q",
+    for point in points:  # each is what eval says of the SAE of that step, the merged ends among them
+        made = saetool("stitch", "r.st", "t.st", "--theta", 0.2, "--take", f"path:{point['step']}", "-o", "s.st",
+                       "--overwrite")  # fmt: skip
+        assert made.exit_code == 0, made.stderr
+        [there] = own_losses(["s.st"], with_model)
+        assert point["ce_loss_with_sae"] == pytest.approx(there["ce_loss_with_sae"], rel=1e-5)
+
+
+def test_saes_that_two_pairs_share_are_run_once_and_a_fixed_bias_keeps_one_end(with_model):
+    result = saetool("stitch", "r.st", "t.st", "u.st", "--theta", 0.2, *with_model)
+    first, second = (pair["data"]["ce"] for pair in json.loads(result.stdout)["pairs"])
+    assert first[-1] == second[0] | {"step": first[-1]["step"]}
+    [passes] = [line.split()[2] for line in result.stderr.splitlines() if line.startswith("stitch --ce: ")]
+    runs = len(first) + len(second) - 1 + 2
+    assert passes == f"{first[0]['n_tokens'] * runs:,}/{first[0]['n_tokens'] * runs:,}"
+    [biased] = (
+        pair["data"]["ce"] for pair in record("r.st", "t.st", "--theta", 0.2, "--bias", "small", *with_model)["pairs"]
     )
-    for point, entry in zip((points[0], points[-1]), json.loads(evaluated.stdout)["saes"], strict=True):
-        assert point["ce_loss_with_sae"] == pytest.approx(entry["ce"]["ce_loss_with_sae"], rel=1e-5)
-        assert point["ce_loss_score_mean"] == pytest.approx(entry["ce"]["ce_loss_score_mean"], rel=1e-3)
+    assert biased[0] == first[0]
+    assert biased[-1]["ce_loss_with_sae"] != first[-1]["ce_loss_with_sae"]
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_measured(with_model):
+    result = saetool("stitch", "r.st", "t.st", *with_model, "--model", "nothere.gguf")
+    assert result.exit_code == 1
+    assert "--model nothere.gguf: no such file" in result.stderr
+    assert "tokens/s" not in result.stderr
 
 
 def _text() -> Path:

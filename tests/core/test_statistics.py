@@ -1,8 +1,12 @@
 """Sums, moments and the geometric median of activations."""
 
+import math
+
+import numpy as np
+import pytest
 import torch
 
-from saetool.core.statistics import geometric_median, moments, row_sums
+from saetool.core.statistics import geometric_median, moments, quantile, row_sums
 
 
 def rows(n: int, d: int = 9, seed: int = 0) -> torch.Tensor:
@@ -55,3 +59,11 @@ def test_geometric_median_has_the_smallest_sum_of_distances() -> None:
 
     for direction in torch.eye(9, dtype=torch.float64):
         assert total(best) < min(total(best + 0.1 * direction), total(best - 0.1 * direction))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 100])
+def test_quantiles_are_those_of_numpy(n: int) -> None:
+    values = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    for q in (0.0, 0.25, 0.5, 0.99, 1.0):
+        assert quantile(values, q) == pytest.approx(np.quantile(values.numpy(), q), rel=1e-12)
+    assert math.isnan(quantile(values[:0], 0.5))

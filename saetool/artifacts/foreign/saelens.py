@@ -91,7 +91,7 @@ def read(found: Found, asked: Asked) -> Imported:
         formula=named(peers.saelens, **formula) + ("" if scale is None else f", on inputs times {scale}"),
         other=_in_units(_split_signs(other) if architecture == "abstopk" else other, scale),
         settings=config,
-        config={"matryoshka_widths": config["matryoshka_widths"]} if "matryoshka_widths" in config else {},
+        config=_kept(config, metadata, sae.d_sae),
         model=metadata.get("model_name"),
         hook_name=metadata.get("hook_name"),
         hf_hook_name=metadata.get("hf_hook_name"),
@@ -284,6 +284,23 @@ def _split_signs(other: Any) -> Any:
     return split
 
 
+def _kept(config: dict[str, Any], metadata: dict[str, Any], d_sae: int) -> dict[str, Any]:
+    """Facts of the header that the folder states: widths of a matryoshka SAE, and where the latents of a stitched one
+    were trained, as we wrote it, unless what is there now has another number of latents."""
+    kept = {"matryoshka_widths": config["matryoshka_widths"]} if "matryoshka_widths" in config else {}
+    provenance = metadata.get(_PROVENANCE)
+    stitched = provenance.get("stitched") if isinstance(provenance, dict) else None
+    try:
+        n_sources = len(stitched["sources"])
+        runs = [(int(source), int(first), int(count)) for source, first, count in stitched["latents"]]
+    except (TypeError, KeyError, ValueError):
+        return kept
+    plausible = all(0 <= source < n_sources and first >= 0 and count > 0 for source, first, count in runs)
+    if plausible and sum(count for _, _, count in runs) == d_sae:
+        kept["stitched"] = stitched
+    return kept
+
+
 def _in_units(other: Any, scale: float | None) -> Any:
     """The formula on inputs times ``scale``, its results divided by it."""
     if scale is None:
@@ -349,7 +366,12 @@ def _metadata(sae: SAE, header: h.Header) -> dict[str, Any]:
         "hook_name": header.model.get("hook_name"),
         "hf_hook_name": header.model.get("hf_hook_name"),
         "training_architecture": _TRAINED.get(sae.arch, sae.arch),
-        _PROVENANCE: {"key": header.key, "version": header.version, "history": header.history},
+        _PROVENANCE: {
+            "key": header.key,
+            "version": header.version,
+            "history": header.history,
+            **({"stitched": header.config["stitched"]} if "stitched" in header.config else {}),
+        },
     }
     if sae.k is not None:
         metadata["training_architecture_details"] = {"k": sae.k}
