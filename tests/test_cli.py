@@ -10,6 +10,8 @@ import pytest
 from conftest import random_sae, save_sae, write_cache
 from typer.testing import CliRunner
 
+from saetool.artifacts import container
+from saetool.artifacts import header as h
 from saetool.cli import app
 from saetool.commands import VERBS
 
@@ -122,6 +124,24 @@ def test_inspect_shows_header_history_and_shapes_of_each_kind(tmp_path: Path) ->
     assert "an activation cache" in runner.invoke(app, ["inspect", str(tmp_path / "acts")]).stdout
     record = json.loads(runner.invoke(app, ["inspect", str(tmp_path / "a.st"), "--json"]).stdout)
     assert record["tensors"]["W_dec"] == ["F32", [24, 16]]
+
+
+def test_inspect_says_of_what_is_piped_in_what_it_says_of_the_file(tmp_path: Path) -> None:
+    save_sae(tmp_path / "a.st", random_sae())
+    save_sae(tmp_path / "b.st", random_sae(seed=1))
+    record = runner.invoke(app, ["stitch", str(tmp_path / "a.st"), str(tmp_path / "b.st"), "--theta", "0.7"]).stdout
+    (tmp_path / "s.json").write_text(record)
+    plan = h.Plan("autointerp", h.EXPLANATIONS, {})
+    container.write_jsonl(tmp_path / "e.jsonl", plan.header(config={}), [{"latent": 1}])
+    for name in ("a.st", "s.json", "e.jsonl"):
+        piped = runner.invoke(app, ["inspect", "-"], input=(tmp_path / name).read_bytes())
+        shown = runner.invoke(app, ["inspect", str(tmp_path / name)])
+        assert piped.exit_code == 0, piped.stderr
+        assert piped.stdout == shown.stdout.replace(str(tmp_path / name), "standard input")
+    for data, said in ((b"{}", "without a saetool header"), (b"\xff\xfe", "not a text file"), (b"", "not JSON")):
+        refused = runner.invoke(app, ["inspect", "-"], input=data)
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith("saetool inspect: standard input: ") and said in refused.stderr
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

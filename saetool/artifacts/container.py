@@ -95,6 +95,16 @@ def read_header(path: Path) -> h.Header:
     return read_json(path)[0]
 
 
+def read_standard_input() -> Contents:
+    """Header and shapes of an artifact of any kind that is piped in."""
+    data, where = sys.stdin.buffer.read(), "standard input"
+    if data[8:9] == b"{" and data[:1] != b"{":
+        return _parse_prefix(data, len(data), where)
+    text = _decoded(data, where)
+    first = text.partition("\n")[0]
+    return Contents(_parse_json(text if first == "{" else first, where)[0], {})  # of JSONL, the first line
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A safetensors artifact, read whole."""
@@ -129,8 +139,10 @@ def open_tensors(path: Path, names: Sequence[str]) -> dict[str, "Tensor"]:
 
 def read_json(path: Path) -> tuple[h.Header, dict[str, Any]]:
     """Header and payload of a JSON artifact; ``-`` reads standard input."""
-    where = "standard input" if str(path) == "-" else str(path)
-    text = _read_text(path)
+    return _parse_json(_read_text(path), "standard input" if str(path) == "-" else str(path))
+
+
+def _parse_json(text: str, where: str) -> tuple[h.Header, dict[str, Any]]:
     try:
         data = json.loads(text)
     except ValueError as error:
@@ -158,13 +170,16 @@ def read_jsonl(path: Path) -> tuple[h.Header, list[dict[str, Any]]]:
 
 def _read_text(path: Path) -> str:
     if str(path) == "-":
-        return sys.stdin.buffer.read().decode("utf-8")
+        return _decoded(sys.stdin.buffer.read(), "standard input")
     with _opening(path) as file:
-        data = file.read()
+        return _decoded(file.read(), str(path))
+
+
+def _decoded(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise ArtifactError(f"{path}: not a text file", "a JSON artifact of saetool was expected") from None
+        raise ArtifactError(f"{where}: not a text file", "a JSON artifact of saetool was expected") from None
 
 
 @contextmanager
@@ -267,7 +282,7 @@ def check_target(path: Path) -> Path:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that becomes ``path`` when the block ends well, and vanishes when it does not."""
     target = check_target(path)
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else new_mode()
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -283,10 +298,11 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def new_mode() -> int:
+    """The permissions of a new file: what the umask leaves of rw-rw-rw-."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def write_bytes(path: Path, data: bytes) -> str:

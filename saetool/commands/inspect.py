@@ -10,14 +10,17 @@ import typer
 
 from saetool.artifacts import container
 from saetool.artifacts.cache import Cache, open_cache
-from saetool.artifacts.header import CACHE, KINDS
+from saetool.artifacts.header import CACHE, KINDS, Header
 from saetool.errors import ArtifactError, ConfigError
 from saetool.options import DebugFlag, Json
 
 
 def inspect(
     file: Annotated[
-        Path, typer.Argument(help="A .st, .json or .jsonl artifact, a cache, or an SAE of another library.")
+        Path,
+        typer.Argument(
+            help="A .st, .json or .jsonl artifact (- for standard input), a cache, or another library's SAE."
+        ),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Check the hashes of all shards of a cache.")] = False,
     json_: Json = False,
@@ -27,20 +30,10 @@ def inspect(
 
     Example: saetool inspect sae.st
     """
-    shapes: dict[str, Any] = {}
-    if container.is_foreign(file) and not (file / "manifest.json").is_file():
-        from saetool.artifacts import sae as sae_files
-
-        loaded = sae_files.load(file)
-        header = loaded.header
-        shapes = {n: ["F32", list(t.shape)] for n, t in sae_files.tensors_of(loaded.sae).items()}
-    else:
-        header = container.read_header(file)
+    header, shapes = _contents(file)
     cache = open_cache(file) if header.schema == CACHE and file.is_dir() else None
     if verify:
         _verify(file, cache)
-    if file.suffix == ".st":
-        shapes = {n: [t.dtype, list(t.shape)] for n, t in container.read_contents(file).tensors.items()}
     if json_:
         record: dict[str, Any] = {"header": header.to_json(), "tensors": shapes}
         if cache is not None:
@@ -48,7 +41,8 @@ def inspect(
             record["verified"] = verify
         print(json.dumps(record, sort_keys=True, ensure_ascii=False))
         return
-    print(f"{file}: {KINDS[header.schema]} ({header.schema}, saetool {header.version})")
+    name = "standard input" if str(file) == "-" else file
+    print(f"{name}: {KINDS[header.schema]} ({header.schema}, saetool {header.version})")
     print(f"key      {header.key}")
     for title, fields in (("config", header.config), ("model", header.model)):
         for name, value in sorted(fields.items()):
@@ -66,6 +60,22 @@ def inspect(
     for number, entry in enumerate(header.history, 1):
         options = " ".join(f"{k}={_short(v)}" for k, v in sorted(entry["options"].items()))
         print(f"history  {number}. {entry['verb']} {options} (saetool {entry['version']})")
+
+
+def _contents(file: Path) -> tuple[Header, dict[str, Any]]:
+    """The header, and type and shape of each tensor."""
+    if container.is_foreign(file) and not (file / "manifest.json").is_file():
+        from saetool.artifacts import sae as sae_files
+
+        loaded = sae_files.load(file)
+        return loaded.header, {n: ["F32", list(t.shape)] for n, t in sae_files.tensors_of(loaded.sae).items()}
+    if str(file) == "-":
+        contents = container.read_standard_input()
+    elif file.suffix == ".st":
+        contents = container.read_contents(file)
+    else:
+        contents = container.Contents(container.read_header(file), {})
+    return contents.header, {n: [t.dtype, list(t.shape)] for n, t in contents.tensors.items()}
 
 
 def _verify(file: Path, cache: Cache | None) -> None:

@@ -87,7 +87,7 @@ def diverged(trainee: Trainee, what: str) -> SaetoolError:
     """The error of a run that cannot go on."""
     return SaetoolError(
         f"step {trainee.steps_done}: {what} of the SAE with {trainee.config.latents} latents",
-        "lower --lr or lengthen --warmup; the last checkpoint, if one was written, is from before",
+        "lower --lr, or lengthen the --warmup of train; the last checkpoint, if one was written, is from before",
     )
 
 

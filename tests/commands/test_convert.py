@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,6 +89,15 @@ def test_one_library_to_another_without_a_stop(here: Path) -> None:
     loaded = sae_files.load(here / "out")
     assert torch.allclose(loaded.sae.encode(probe["x"]), probe["z"], atol=1e-5)
     assert loaded.header.model["hook_name"] == "blocks.5.hook_resid_post"
+
+
+@pytest.mark.parametrize("target", ["saelens", "sparsify", "dictionary_learning"])
+def test_an_export_can_be_read_by_whom_the_umask_lets(here: Path, target: str) -> None:
+    assert run("convert", GOLDEN / "sparsify" / "layers.5", "--to", target, "-o", "out").exit_code == 0
+    mask = os.umask(0)
+    os.umask(mask)
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (here / "out").rglob("*") if file.is_file()}
+    assert modes == {0o666 & ~mask}
 
 
 def test_threshold_repairs_a_batchtopk_sae_of_saelens_and_goes_back(here: Path) -> None:

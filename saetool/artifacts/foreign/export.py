@@ -71,6 +71,9 @@ def write(folder: Path, sae: SAE, source: h.Header, plan: h.Plan, target: str) -
     partial.mkdir()
     try:
         WRITERS[target](sae, source, partial)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(container.new_mode())  # safetensors' own writer makes files that their owner alone may read
         proved = _proved(partial, sae, target, folder)
         files = {p.relative_to(partial).as_posix(): h.sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         record = {"format": target, "files": files, "proof": proof_record(proved)}
