@@ -1,6 +1,7 @@
 """The language model of ``saetool autointerp``: its options checked, its client made."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,8 +115,15 @@ def check_environment(backend: Backend) -> None:
         endpoint(WIRES[backend.kind], backend.base_url, allow_http=backend.allow_http)
 
 
-def client(backend: Backend, model: str | None, device: str) -> "Client":
-    """The client for ``model``; loads it where it is local."""
+def client(
+    backend: Backend,
+    model: str | None,
+    device: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], object] = lambda text: None,
+) -> "Client":
+    """The client for ``model``; loads it where it is local. ``stopped`` and ``tell`` as ``HTTPClient`` wants them."""
     if backend.cache_only and backend.kind != LOCAL:
         from saetool.llm.rehearsal import Rehearsal
 
@@ -135,4 +143,4 @@ def client(backend: Backend, model: str | None, device: str) -> "Client":
     wire = WIRES[backend.kind]
     limits = Limits(backend.concurrency, backend.timeout, backend.max_retries, backend.rpm, backend.tpm)
     there = endpoint(wire, backend.base_url, allow_http=backend.allow_http)
-    return HTTPClient(wire, there, str(model), limits, backend.extra_body)
+    return HTTPClient(wire, there, str(model), limits, backend.extra_body, stopped=stopped, tell=tell)

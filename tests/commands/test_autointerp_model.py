@@ -503,6 +503,25 @@ def test_an_interruption_ends_with_130_and_keeps_what_is_done(base: Path, here: 
     assert n < 7 * 11
 
 
+def test_an_interruption_while_a_server_asks_to_wait_ends_soon(here: Path, stub: Stub) -> None:
+    stub.script = [Fault(429, {"error": {"message": "busy"}}, {"Retry-After": "60"})] * 1000
+    words = [str(a) for a in command(here)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saetool", "autointerp", *words], stderr=subprocess.PIPE, text=True
+    )
+    while not stub.requests:
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "429 busy; next try in 60 s" in said
+    assert "stopping: calls under way are waited for" in said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+
+
 # --- given descriptions, candidates, other inputs ----------------------------------------------------------------
 
 
@@ -685,6 +704,18 @@ def test_unanswered_questions_are_counted_and_no_wrong_answers(tmp_path: Path, s
     header, _ = container.read_jsonl(tmp_path / "meta.jsonl")
     choice = header.config["summary"]["choice"]
     assert (choice["n"], choice["n_missing"], choice["accuracy"]) == (0, 60, None)
+
+
+def test_a_service_that_fails_while_labels_are_made_is_one_line(tmp_path: Path, stub: Stub) -> None:
+    save_parent_and_meta(tmp_path)
+    described(tmp_path)
+    stub.script = [Fault(body=b"garbage")] * 1000
+    words = [str(a) for a in (*meta_command(tmp_path), "--backend", "openai", "--model", "m", "--max-retries", "0")]
+    command = [sys.executable, "-m", "saetool", "autointerp", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "5 calls failed one after the other" in done.stderr
+    assert "never retrieved" not in done.stderr and "Traceback" not in done.stderr
 
 
 # --- options that cannot work ------------------------------------------------------------------------------------
