@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from planted_text import (
     planted_sae,
 )
 
+from saetool.artifacts import container
+from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
 from saetool.core.ngram import Entry
-from saetool.engines import autointerp, choice, firings, scores, windows
+from saetool.engines import autointerp, choice, explanations, firings, scores, windows
 from saetool.engines.activations import Encoded
 from saetool.engines.firings import Firing
 from saetool.engines.judges import TableJudge
@@ -166,6 +169,29 @@ def test_windows_show_what_the_cache_holds(cache, explained) -> None:
             for offset in range(int(w.lengths[i])):
                 token, acts = rows[context, start + offset]
                 assert (w.tokens[i, offset], w.acts[i, offset]) == (token, acts[j])
+
+
+def test_windows_are_held_as_places_and_made_when_they_are_written(explained, scored, tmp_path: Path) -> None:
+    def size(thing: object) -> int:
+        return sum(v.nbytes for v in vars(thing).values() if isinstance(v, np.ndarray))
+
+    wide = list(scored.values())
+    assert sum(size(s.explained.drawn) for s in wide) < sum(size(s.explained.windows) for s in wide) / 4
+    many = wide * 40
+    tensors = explanations.window_tensors(many)
+    header = h.Plan("autointerp", h.WINDOWS, {}).header()
+    tracemalloc.start()
+    try:
+        container.write_tensors(tmp_path / "w.st", tensors, header)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (tmp_path / "w.st").stat().st_size / 4
+    written = container.read_tensors(tmp_path / "w.st", h.WINDOWS).tensors
+    ordered = sorted(many, key=lambda s: s.explained.latent)
+    for name in ("tokens", "acts", "source"):
+        whole = np.concatenate([getattr(s.explained.windows, name) for s in ordered])
+        assert (written[name].numpy() == whole).all()
 
 
 def test_top_windows_hold_the_largest_peaks_of_their_half(cache, explained) -> None:
