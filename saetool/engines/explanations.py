@@ -11,7 +11,7 @@ from saetool.artifacts.container import Stacked
 from saetool.core import ngram, scoring
 from saetool.core.scoring import Simulation
 from saetool.engines.autointerp import REASONS, STOPPED, Explained
-from saetool.engines.scores import INTRUDER, SIMULATE, Score, Scored
+from saetool.engines.scores import INTRUDER, MISSING_SHARE, SIMULATE, Score, Scored
 from saetool.engines.windows import ROLES, Drawn, is_scoring
 
 DETECTION_CHANCE = 0.5
@@ -59,10 +59,12 @@ def latent_records(
 
 
 def _score_json(name: str, score: Score, scored: Scored) -> dict[str, Any]:
-    out = dataclasses.asdict(score.details) | {"n_missing": score.n_missing}
+    details = dataclasses.asdict(score.details)
+    if score.null_reason == MISSING_SHARE:
+        # Counts say what happened; what could be computed from the few answers there are is no score.
+        details |= {key: None for key, value in details.items() if isinstance(value, float) and key != "chance"}
+    out = details | {"n_missing": score.n_missing}
     if isinstance(score.details, Simulation):
-        # What could be computed from the answers there are is no score if too many are missing.
-        out |= {"correlation": score.details.correlation if score.value is not None else None}
         out |= {"null_reason": score.null_reason or score.details.null_reason}
         if score.by_role:
             out["by_role"] = dict(score.by_role)
@@ -103,7 +105,7 @@ def counts(found: Sequence[Explained], scored: Sequence[Scored]) -> dict[str, An
 def complete(counts: Mapping[str, Any], max_missing: float) -> bool:
     """Whether nothing is left to do: not stopped, no score lost to missing answers, few descriptions lost."""
     failed = counts["failed"]
-    if any(name in failed for name in (STOPPED, "missing_share")):
+    if any(name in failed for name in (STOPPED, MISSING_SHARE)):
         return False
     tried = counts["explained"] + sum(failed.values())
     return not tried or sum(failed.values()) / tried <= max_missing
@@ -127,14 +129,16 @@ def summary(scored: Sequence[Scored], seed: int, granularity: str, n_options: in
                 if one.control_latent is not None
             ]
             control = scoring.summarise([s.control for s in shown], seed)
-            floors = [s.floor for s in scores if s.floor is not None]
+            floor = scoring.summarise([s.floor for s in scores], seed)
             values |= {
                 "control_mean": control.mean,
                 "control_n": control.n,
                 "control_mean_null0": control.mean_null0,
                 "control_ci95": control.ci95,
+                "floor_mean": floor.mean,
+                "floor_n": floor.n,
+                "floor_mean_null0": floor.mean_null0 if floor.n else None,
             }
-            values["floor_mean"] = float(np.mean(floors)) if floors else None
         if name == SIMULATE:
             values["granularity"] = granularity
             for role in ("top", "quantile"):

@@ -168,7 +168,7 @@ class Scorer:
             int((~found.valid).sum()),
             *(other or (None, None)),
             floor=floor,
-            by_role=_by_role(test, found, one.scale) if self._config.score_quantile else {},
+            by_role=_by_role(test, found, one.scale) if self._config.score_quantile and reason != MISSING_SHARE else {},
         )
         return score, found
 

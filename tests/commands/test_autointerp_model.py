@@ -114,6 +114,9 @@ def test_an_oracle_is_right_about_every_latent(base: Path, here: Path, stub: Stu
         assert record["scores"]["simulate"]["n_missing"] == 0
     summary = config["summary"]["simulate"]
     assert summary["mean"] == pytest.approx(1, abs=1e-6)
+    floors = [r["scores"]["simulate"].get("ngram") or 0 for r in records.values()]
+    assert summary["floor_mean_null0"] == pytest.approx(np.mean(floors))
+    assert summary["floor_n"] == sum(f != 0 for f in floors)
     assert summary["control_n"] == 0, "the oracle says nothing of other latents' windows: undefined, not 0"
     assert summary["floor_mean"] == pytest.approx(
         np.mean(
@@ -357,12 +360,18 @@ def test_a_simulation_that_cannot_be_read_twice_is_missing_and_not_zero(
 def test_too_many_missing_windows_make_the_score_undefined_and_the_run_fail(base: Path, here: Path, stub: Stub) -> None:
     player = Player(base, lambda latent, levels: levels)
     stub.answer = lambda body: "no" if "fires on: latent 2" in prompt_of(body) else player(body)
-    refused(run(*command(here)), 1, "too many answers are missing (1 missing_share of 7 latents)")
+    some = ("--scorer", "simulate,detect")
+    refused(run(*command(here, *some)), 1, "too many answers are missing (1 missing_share of 7 latents)")
+    told = results(here)[1][2]["scores"]["detect"]
+    assert not [k for k, v in told.items() if isinstance(v, float) and k != "shuffled"]
+    refused(run(*command(here, "--overwrite")), 1, "too many answers are missing (1 missing_share of 7 latents)")
     config, records, _ = results(here)
     assert config["complete"] is False
     assert records[2]["status"] == "failed"
     assert records[2]["scores"]["simulate"]["correlation"] is None
     assert records[2]["scores"]["simulate"]["null_reason"] == "missing_share"
+    numbers = [k for k, v in records[2]["scores"]["simulate"].items() if isinstance(v, float) and k != "shuffled"]
+    assert not numbers, "nothing that could be taken for a score"
     assert config["summary"]["simulate"]["n_null"] == 1
     before = len(stub.requests)
     refused(run(*command(here)), 1, "too many answers are missing")
