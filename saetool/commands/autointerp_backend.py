@@ -1,6 +1,7 @@
 """The language model of ``saetool autointerp``: its options checked, its client made."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,11 +86,11 @@ def check(backend: Backend) -> None:
         )
     for name in ("concurrency", "timeout", "rpm", "tpm", "max_calls"):
         value = getattr(backend, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be positive")
     for name in ("max_retries", "price_in", "price_out", "max_cost"):
         value = getattr(backend, name)
-        if value is not None and value < 0:
+        if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must not be negative")
     if backend.max_cost is not None and not (backend.price_in or backend.price_out):
         raise ConfigError("--max-cost: needs prices", "pass --price-in and --price-out, per million tokens")

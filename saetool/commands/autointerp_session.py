@@ -86,6 +86,8 @@ def _store(job: Job) -> "CallStore":
         path = None
     if path is not None and not path.parent.is_dir():
         raise ArtifactError(f"{path}: its folder does not exist", "make the folder first")
+    if path is not None and job.backend.cache_only and not path.exists():
+        raise ArtifactError(f"{path}: no such call cache, and --cache-only makes no call", "pass --call-cache FILE")
     return CallStore(path)
 
 

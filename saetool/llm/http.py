@@ -178,11 +178,12 @@ class HTTPClient:
         return self.wire.body(self._model, request, self._renamed) | self._extra
 
     def _learn(self, said: str) -> None:
-        """Whether a refusal is about a parameter that can be renamed or left out, which from now on it is."""
+        """Rename or leave out from now on the parameter that a refusal is about, if it is about such a one."""
         if "max_tokens" in said and "max_completion_tokens" in said:
             self._renamed.max_completion_tokens = True
-        elif "temperature" in said:
+        elif "temperature" in said and not self._renamed.no_temperature:
             self._renamed.no_temperature = True
+            self._tell(f"{self.host}: {self.model} refuses the temperature: its own is used")
 
     async def _wait(self, why: str, seconds: float) -> None:
         """Wait before the next try, and say so if it is long."""

@@ -399,8 +399,12 @@ def test_a_second_run_is_up_to_date_and_another_file_needs_no_call(base: Path, h
     result = ok(*command(here, *kept, "-o", here / "third.jsonl", "--cache-only"))
     assert "0 calls" in result.stderr
     assert len(stub.requests) == n
-    refused(run(*command(here, "--cache-only", "--seed", "1", "-o", here / "x.jsonl")), 1, "not in the call cache")
+    other = run(*command(here, *kept, "--cache-only", "--seed", "1", "-o", here / "x.jsonl"))
+    refused(other, 1, "not in the call cache")
     refused(run(*command(here, "--model", "other")), 1, "model m there, other here")
+    none = here / "none.sqlite"
+    refused(run(*command(here, "--cache-only", "--call-cache", none, "-o", here / "y.jsonl")), 1, "no such call cache")
+    assert not none.exists()
 
 
 def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(base: Path, here: Path, stub: Stub) -> None:
@@ -750,6 +754,12 @@ def test_a_service_that_fails_while_labels_are_made_is_one_line(tmp_path: Path, 
         (("--extra-body", "[]"), "a JSON object was expected"),
         (("--max-cost", "1"), "needs prices"),
         (("--concurrency", "0"), "--concurrency 0"),
+        (("--timeout", "nan"), "--timeout nan"),
+        (("--rpm", "inf"), "--rpm inf"),
+        (("--price-in", "nan"), "--price-in nan"),
+        (("--temperature", "nan"), "--temperature nan"),
+        (("--temperature", "inf"), "--temperature inf"),
+        (("--seed", "-1"), "--seed -1"),
         (("--candidates", "3"), "--candidates 3"),
         (("--export", "csv"), "--export csv"),
         (("--export", "neuronpedia", "-o", "-"), "standard output"),

@@ -5,6 +5,7 @@ import email.utils
 import json
 import math
 import time
+from collections.abc import Callable
 
 import pytest
 from stub_llm import Fault, Stub, serving
@@ -28,9 +29,16 @@ def stub(monkeypatch: pytest.MonkeyPatch):
         yield running
 
 
-async def _call(stub: Stub, kind: str, requests: list[Request], limits: Limits, extra: dict | None) -> list[Reply]:
+async def _call(
+    stub: Stub,
+    kind: str,
+    requests: list[Request],
+    limits: Limits,
+    extra: dict | None,
+    tell: Callable[[str], object] = print,
+) -> list[Reply]:
     there = endpoint(WIRES[kind], stub.url, allow_http=False, environment={WIRES[kind].key_variable: KEY})
-    client = HTTPClient(WIRES[kind], there, "m", limits, extra)
+    client = HTTPClient(WIRES[kind], there, "m", limits, extra, tell=tell)
     try:
         return list(await asyncio.gather(*(client.complete(r) for r in requests)))
     finally:
@@ -167,9 +175,12 @@ def newer(stub: Stub) -> None:
 def test_parameters_that_a_model_does_not_take_are_renamed_or_left_out(stub: Stub, n: int, max_retries: int) -> None:
     newer(stub)
     stub.delay = 0.05  # all are under way before the first is refused
-    replies = call(stub, *[Request((Message(USER, str(i)),), 50, 0.5) for i in range(n)], max_retries=max_retries)
+    told: list[str] = []
+    requests = [Request((Message(USER, str(i)),), 50, 0.5) for i in range(n)]
+    replies = asyncio.run(_call(stub, "openai", requests, Limits(max_retries=max_retries), None, told.append))
     assert [r.text for r in replies] == ["hi"] * n
     assert len(stub.requests) <= 3 * n
+    assert told == [f"{stub.url[7:-3]}: m refuses the temperature: its own is used"]
     last = stub.requests[-1][2]
     assert last["max_completion_tokens"] == 50
     assert "max_tokens" not in last
