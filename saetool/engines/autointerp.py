@@ -99,7 +99,7 @@ def explain(
     never those of all.
     """
     text = source.text(config.skip_positions)
-    parts = windows.divide(text.document, config)
+    parts = windows.divide(windows.kinds(text), config)
     words = None
     if strings is not None:
         strings(int(text.tokens.max(initial=0)))  # every token has one, or this raises

@@ -9,11 +9,12 @@ has at most one window in a stretch, so its windows never overlap:
              neighbours: around the largest activation of a latent with a similar decoder row, verified to be zero
 
 Documents are divided into two halves by a hash of document number and seed; windows for explaining come from one,
-for scoring from the other (for choosing among several explanations, from a third part). A window that shares a run of
-``SHINGLE`` tokens with one already taken is passed over, in any part: news and licences repeat themselves, and a score
-on what was shown is no score.
+for scoring from the other (for choosing among several explanations, from a third part). Near-duplicate documents are
+in the same part, and a window that shares a run of ``SHINGLE`` tokens with one already taken is passed over, in any
+part: news and licences repeat themselves, and a score on what was shown is no score.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.engines.firings import Firing
+from saetool.engines.near_duplicates import NearDuplicates
 
 ROLES = (
     *("explain_top", "explain_quantile", "explain_random"),
@@ -187,6 +189,19 @@ class Parts:
     explain: Bool[np.ndarray, " s"]
     score: Bool[np.ndarray, " s"]
     select: Bool[np.ndarray, " s"]
+
+
+def kinds(text: Text) -> Int[np.ndarray, " s"]:
+    """The document of each stretch, near-duplicates under the number of the first of their kind."""
+    order = np.argsort(text.document, kind="stable")
+    documents, begin = np.unique(text.document[order], return_index=True)
+    near, kind = NearDuplicates(), documents.copy()
+    for i, (a, b) in enumerate(itertools.pairwise([*begin.tolist(), len(order)])):
+        parts = [text.tokens[text.first[s] : text.first[s] + text.size[s]] for s in order[a:b]]
+        like = near.add_tokens(np.concatenate(parts))
+        if like is not None:
+            kind[i] = kind[like]
+    return kind[np.searchsorted(documents, text.document)]
 
 
 def divide(documents: Int[np.ndarray, " s"], config: AutointerpConfig) -> Parts:

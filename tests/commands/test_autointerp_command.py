@@ -256,6 +256,7 @@ def test_why_scores_are_undefined_is_said(here: Path) -> None:
         (("--n-random", "-1"), "--n-random -1"),
         (("--window", "65"), "longer than the cache's contexts of 64"),
         (("--window", "1"), "--window 1"),
+        (("--skip-positions", "64"), "nothing is left of the cache's contexts of 64"),
         (("--split", "1"), "--split 1"),
         (("--max-density", "0"), "--max-density"),
         (("--table-size", "0"), "--table-size 0"),

@@ -240,6 +240,32 @@ def test_windows_that_repeat_a_sentence_are_drawn_once() -> None:
     assert np.bincount(drawn.role, minlength=len(ROLES))[[0, 3]].tolist() == [5, 5]
 
 
+def test_near_duplicate_documents_are_in_one_part() -> None:
+    g = np.random.default_rng(0)
+    articles = [g.integers(0, 500, 100) for _ in range(30)]
+    again = [np.concatenate([g.integers(0, 500, 4), a[:60], g.integers(0, 500, 1), a[60:]]) for a in articles[:20]]
+    texts = [*articles, *again, again[3][2:]]
+    # Each in two stretches, as if over two contexts.
+    halves = [half for text in texts for half in (text[:50], text[50:])]
+    size = np.array([len(half) for half in halves])
+    document = np.repeat(7 + 3 * np.arange(len(texts)), 2)
+    first, n = np.cumsum(size) - size, np.arange(len(halves))
+    text = Text(np.concatenate(halves).astype(np.int32), first, size, n, n * 0, document)
+    kind = windows.kinds(text)
+    assert (kind[::2] == kind[1::2]).all()
+    assert kind[::2].tolist() == document[::2][[*range(30), *range(20), 3]].tolist()
+    assert (windows.divide(kind, CONFIG).explain != windows.divide(document, CONFIG).explain).any()
+
+
+def test_the_parts_of_a_run_are_those_of_kinds(cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    divided = []
+    divide = windows.divide
+    monkeypatch.setattr(windows, "kinds", lambda text: text.document % 7)
+    monkeypatch.setattr(windows, "divide", lambda d, c: divided.append(d) or divide(d, c))
+    explain(cache)
+    assert set(divided[0].tolist()) == set(range(7))
+
+
 def random_case(seed: int) -> tuple[Text, Firing]:
     """Stretches of 1 … 20 tokens and activations anywhere."""
     g = np.random.default_rng(seed)
