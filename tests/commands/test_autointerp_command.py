@@ -444,6 +444,20 @@ def test_labels_of_the_parent_with_a_threshold_are_the_parents(tmp_path: Path) -
     ok(*meta_command(tmp_path))
 
 
+def test_labels_of_the_meta_sae_itself_are_not_its_parents(tmp_path: Path) -> None:
+    save_parent_and_meta(tmp_path)
+    # The parent got its threshold from another file: labels of that one are its labels, too.
+    raw, meta = sae_files.load(tmp_path / "parent.st"), sae_files.load(tmp_path / "meta.st")
+    plan = h.Plan("threshold", h.SAE, {}, [raw.as_input("sae")], [raw.header])
+    sae_files.save(tmp_path / "with.st", raw.sae, plan.header(config=raw.header.config))
+    parent = sae_files.load(tmp_path / "with.st")
+    plan = h.Plan("meta", h.SAE, {}, [parent.as_input("parent")], [parent.header])
+    sae_files.save(tmp_path / "meta.st", meta.sae, plan.header(config=meta.header.config, model=meta.header.model))
+    ok(*meta_command(tmp_path))
+    own = (tmp_path / "meta.st", "--labels", tmp_path / "meta.jsonl", "-o", tmp_path / "x.jsonl")
+    refused(run(*own), 1, "explains another SAE than with.st")
+
+
 def test_meta_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     save_parent_and_meta(tmp_path)
     command = meta_command(tmp_path)
