@@ -112,6 +112,36 @@ def test_another_latents_table_scores_nothing(scored) -> None:
     assert all(s.control_latent not in (None, j) for j, s in scored.items())
 
 
+def test_a_score_over_windows_correlates_their_largest_values(scored, explained) -> None:
+    config = dataclasses.replace(CONFIG, granularity="example")
+    for one in asyncio.run(score_all(list(explained.values()), config)):
+        mine = one.scores["simulate"]
+        test = one.explained.windows.pick(one.explained.windows.scoring)
+        y, p = test.acts.max(axis=1), one.predictions.max(axis=1)
+        if np.ptp(p) and np.ptp(y):
+            assert mine.value == pytest.approx(np.corrcoef(y, p)[0, 1], abs=1e-6)
+        else:
+            assert mine.value is None and mine.null_reason
+    over_tokens = [s.scores["simulate"] for s in scored.values()]
+    assert all(s.value == s.details.correlation for s in over_tokens)
+    assert any(s.value != s.details.correlation_example for s in over_tokens)
+
+
+def test_scores_by_role_are_over_windows_of_that_role_and_silent_ones(scored) -> None:
+    differ = 0
+    for one in scored.values():
+        mine = one.scores["simulate"].by_role
+        test = one.explained.windows.pick(one.explained.windows.scoring)
+        places = np.arange(test.acts.shape[1]) < test.lengths[:, None]
+        for name in ("top", "quantile"):
+            some = np.isin(test.role, [ROLES.index(f"score_{name}"), ROLES.index("score_random")])
+            y, p = test.acts[some][places[some]], one.predictions[some][places[some]]
+            want = np.corrcoef(y, p)[0, 1] if np.ptp(y) and np.ptp(p) else None
+            assert mine[name] == (None if want is None else pytest.approx(want, abs=1e-6))
+        differ += mine["top"] != mine["quantile"]
+    assert differ
+
+
 def test_scoring_on_the_explaining_windows_inflates_the_score(scored, explained) -> None:
     leaked = []
     for j in RANDOM:
