@@ -132,6 +132,26 @@ def test_an_oracle_is_right_about_every_latent(base: Path, here: Path, stub: Stu
     }
 
 
+def test_the_model_is_shown_the_explaining_windows_with_their_strengths_and_no_others(here: Path, stub: Stub) -> None:
+    ok(*command(here, "--concurrency", "1"))
+    _, records, t = results(here)
+    shown = [prompt for prompt in stub.prompts if "What does the latent fire on?" in prompt]
+    assert len(shown) == 7
+    for latent, prompt in zip(records, shown, strict=True):
+        mine = (t["latent"] == latent) & (t["role"] < 3)
+        want = []
+        for tokens, acts in zip(t["tokens"][mine], t["acts"][mine], strict=True):
+            strings = [STRINGS[i] for i in tokens]
+            levels = np.ceil(10 * acts / t["acts"][mine].max()).astype(int).tolist()
+            named = ", ".join(f'"{s}" {v}' for s, v in zip(strings, levels, strict=True) if v)
+            want.append(("".join(strings), named))
+        firing, silent = prompt.split("The latent is silent in these excerpts:")
+        texts = [re.sub("<<|>>", "", x) for x in re.findall(r"^\d+\. (.*)$", firing, re.M)]
+        strengths = re.findall(r"^   strengths: (.*)$", firing, re.M)
+        assert list(zip(texts, strengths, strict=True)) == [w for w in want if w[1]]
+        assert re.findall(r"^\d+\. (.*)$", silent, re.M) == [text for text, named in want if not named]
+
+
 def test_the_floor_is_what_the_table_scores_offline(base: Path, here: Path, stub: Stub) -> None:
     ok(*command(here))
     offline = {r["latent"]: r for r in container.read_jsonl(base / "offline.jsonl")[1]}
