@@ -16,11 +16,13 @@ from saetool.artifacts.header import Header, finite
 class Interruption:
     """Ctrl-C or SIGTERM while work is under way: ``requested`` turns true, and the work stops at its next safe point.
 
-    A second signal interrupts at once. Use as a context manager; the old handlers come back at its end.
+    A second signal interrupts at once. Use as a context manager; the old handlers come back at its end. ``said`` is
+    written to standard error at the first signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: str = "") -> None:
         self.requested = False
+        self._said = said
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -37,6 +39,8 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        if self._said:
+            os.write(2, f"{self._said}\n".encode())  # print is not made to be called within itself
 
 
 class Advance(Protocol):

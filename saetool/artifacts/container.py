@@ -6,6 +6,7 @@ the raw tensors, and its first two parts are read here directly, which also catc
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from saetool.artifacts import hub
 from saetool.errors import ArtifactError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 METADATA_KEY, METADATA = "saetool", "__metadata__"
@@ -317,7 +319,31 @@ def write_bytes(path: Path, data: bytes) -> str:
     return h.sha256_bytes(data)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: h.Header) -> str:
+@dataclass(frozen=True)
+class Stacked:
+    """A tensor whose rows are made while they are written, some after the others: it is never held as a whole."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: Callable[[], "Iterable[np.ndarray]"]
+    """Arrays [n_i, …] with Σ n_i = shape[0], of ``dtype`` or without loss converted to it."""
+
+
+def _write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """``write_bytes`` of parts that are made while they are written."""
+    if str(path) == "-":
+        return write_bytes(path, b"".join(parts))
+    digest = hashlib.sha256()
+    with atomic_file(path) as file:
+        for part in parts:
+            for start in range(0, len(part), _PIECE):  # hashed while it is in the processor's cache
+                piece = memoryview(part)[start : start + _PIECE]
+                digest.update(piece)
+                file.write(piece)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor | Stacked]", header: h.Header) -> str:
     """Write a ``.st`` file atomically and return its SHA-256. ``-`` writes to standard output, if no terminal.
 
     The tensors go to the file from where they are; safetensors' own ``save`` copies them twice on the way.
@@ -325,35 +351,38 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], header: h.Header)
     if str(path) == "-" and sys.stdout.isatty():
         raise ArtifactError("refusing to write tensors to a terminal", "redirect it, or give -o FILE.st")
     prefix, parts = _layout(tensors, {METADATA_KEY: h.canonical(header.to_json())})
-    if str(path) == "-":
-        return write_bytes(path, b"".join([prefix, *parts]))
-    digest = hashlib.sha256()
-    with atomic_file(path) as file:
-        for part in (memoryview(prefix), *parts):
-            for start in range(0, len(part), _PIECE):  # hashed while it is in the processor's cache
-                piece = part[start : start + _PIECE]
-                digest.update(piece)
-                file.write(piece)
-    return digest.hexdigest()
+    return _write_parts(path, itertools.chain([prefix], parts))
 
 
-def _layout(tensors: Mapping[str, "Tensor"], metadata: dict[str, str]) -> tuple[bytes, list[memoryview]]:
+def _layout(tensors: "Mapping[str, Tensor | Stacked]", metadata: dict[str, str]) -> tuple[bytes, Iterator[memoryview]]:
     """Length and header of a safetensors file, and the bytes of its tensors in the order of the file."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    names = {str(t.dtype): t.dtype for t in plain.values()}
-    codes = {dtype: _dtype_code(name) for name, dtype in names.items()}
-    order = sorted(plain, key=lambda name: (-_RANK.index(codes[plain[name].dtype]), name))
+    codes = {name: _dtype_code(str(t.dtype)) for name, t in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-_RANK.index(codes[name]), name))
     table: dict[str, Any] = {METADATA: metadata}
-    parts, end = [], 0
+    end = 0
     for name in order:
-        tensor = plain[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        table[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        if end > start:
-            parts.append(memoryview(tensor.reshape(-1).view(_bytes_type()).numpy()))
+        shape = list(tensors[name].shape)
+        start, end = end, end + math.prod(shape) * _ITEM_SIZE[codes[name]]
+        table[name] = {"dtype": codes[name], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    parts = (part for name in order for part in _parts(tensors[name]))
     return len(text).to_bytes(8, "little") + text, parts
+
+
+def _parts(tensor: "Tensor | Stacked") -> Iterator[memoryview]:
+    """The bytes of a tensor; nothing for an empty one."""
+    if not isinstance(tensor, Stacked):
+        if tensor.numel():
+            yield memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(_bytes_type()).numpy())
+        return
+    rows = 0
+    for part in tensor.parts():
+        assert part.shape[1:] == tensor.shape[1:]
+        rows += len(part)
+        if part.size:
+            yield memoryview(part.astype(tensor.dtype, order="C", copy=False)).cast("B")
+    assert rows == tensor.shape[0]
 
 
 def _bytes_type() -> Any:
@@ -381,13 +410,11 @@ def write_json(path: Path, header: h.Header, payload: Mapping[str, Any]) -> str:
     return write_bytes(path, json_bytes(header, payload))
 
 
-def write_jsonl(path: Path, header: h.Header, records: list[dict[str, Any]]) -> str:
+def write_jsonl(path: Path, header: h.Header, records: Iterable[dict[str, Any]]) -> str:
     """Write a JSONL artifact atomically: the header's line, then one line a record. Returns its SHA-256."""
-    lines = [
-        h.canonical({METADATA_KEY: h.finite(header.to_json())}),
-        *(h.canonical(h.finite(r)) for r in records),
-    ]
-    return write_bytes(path, ("\n".join(lines) + "\n").encode("utf-8"))
+    first = {METADATA_KEY: h.finite(header.to_json())}
+    lines = itertools.chain([first], (h.finite(record) for record in records))
+    return _write_parts(path, (f"{h.canonical(line)}\n".encode() for line in lines))
 
 
 # --- outputs that exist already --------------------------------------------------------------------------------

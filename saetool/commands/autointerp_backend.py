@@ -1,6 +1,8 @@
 """The language model of ``saetool autointerp``: its options checked, its client made."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,11 +86,11 @@ def check(backend: Backend) -> None:
         )
     for name in ("concurrency", "timeout", "rpm", "tpm", "max_calls"):
         value = getattr(backend, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be positive")
     for name in ("max_retries", "price_in", "price_out", "max_cost"):
         value = getattr(backend, name)
-        if value is not None and value < 0:
+        if value is not None and not 0 <= value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must not be negative")
     if backend.max_cost is not None and not (backend.price_in or backend.price_out):
         raise ConfigError("--max-cost: needs prices", "pass --price-in and --price-out, per million tokens")
@@ -114,8 +116,15 @@ def check_environment(backend: Backend) -> None:
         endpoint(WIRES[backend.kind], backend.base_url, allow_http=backend.allow_http)
 
 
-def client(backend: Backend, model: str | None, device: str) -> "Client":
-    """The client for ``model``; loads it where it is local."""
+def client(
+    backend: Backend,
+    model: str | None,
+    device: str,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], object] = lambda text: None,
+) -> "Client":
+    """The client for ``model``; loads it where it is local. ``stopped`` and ``tell`` as ``HTTPClient`` wants them."""
     if backend.cache_only and backend.kind != LOCAL:
         from saetool.llm.rehearsal import Rehearsal
 
@@ -135,4 +144,4 @@ def client(backend: Backend, model: str | None, device: str) -> "Client":
     wire = WIRES[backend.kind]
     limits = Limits(backend.concurrency, backend.timeout, backend.max_retries, backend.rpm, backend.tpm)
     there = endpoint(wire, backend.base_url, allow_http=backend.allow_http)
-    return HTTPClient(wire, there, str(model), limits, backend.extra_body)
+    return HTTPClient(wire, there, str(model), limits, backend.extra_body, stopped=stopped, tell=tell)

@@ -1,6 +1,7 @@
 """What both ways of ``saetool autointerp`` share: its options checked, the latents asked for, where output goes."""
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ CHOICES = {
 }
 LEAST: dict[tuple[str, ...], int] = {
     ("n_top", "n_random", "n_quantile", "score_top", "score_random", "score_quantile"): 0,
-    ("skip_positions", "temperature", "max_missing"): 0,
+    ("skip_positions", "temperature", "max_missing", "seed"): 0,
     ("window", "n_options"): 2,
     ("min_firing", "table_size", "n_questions", "candidates", "max_output_tokens"): 1,
 }
@@ -162,7 +163,7 @@ def check(config: AutointerpConfig, out: Path, explainer: str, by_probability: b
     for names, least in LEAST.items():
         for name in names:
             value = getattr(config, name)
-            if value < least:
+            if not least <= value < math.inf:
                 must = "not be negative" if least == 0 else f"be at least {least}"
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: must {must}")
     if config.n_top + config.n_quantile == 0:

@@ -118,9 +118,10 @@ def _labels(job: Job, parents: "Parents", paths: Sequence[Path]) -> "list[Labels
 def _line(header: h.Header, hashes: list[str]) -> list[str]:
     """``hashes`` of an SAE, and of the one it was before ``threshold`` was run on it.
 
-    ``threshold`` changes no decoder row and numbers no latent anew.
+    ``threshold`` changes no decoder row and numbers no latent anew. A meta-SAE, whose history begins with its parent's,
+    has been nothing before.
     """
-    made = [e for e in header.history if e["verb"] not in ("cache", "meta", "autointerp")]
+    made = [e for e in header.history if e["verb"] not in ("cache", "autointerp")]
     return hashes + ([made[-1]["inputs"][0]] if made and made[-1]["verb"] == "threshold" else [])
 
 

@@ -201,14 +201,13 @@ def _write(
     complete = records.complete(counts, config.max_missing)
     if not scored:
         _stop(job, session, counts, "nothing was written")
-    tensors = records.window_tensors(scored)
     summary = records.summary(scored, config.seed, config.granularity, config.n_options)
     sha256 = None
     if str(job.out) != "-":
-        shown = {"roles": list(records.ROLES), "strings": strings.of(tensors["tokens"].unique().tolist())}
+        shown = {"roles": list(records.ROLES), "strings": strings.of(records.window_tokens(scored))}
         windows_plan = dataclasses.replace(plan, schema=h.WINDOWS)
         header = windows_plan.header(config=shown, model=source.model, seed=config.seed, dtype="float32")
-        sha256 = container.write_tensors(job.windows_path, tensors, header)
+        sha256 = container.write_tensors(job.windows_path, records.window_tensors(scored), header)
     sampling = {name: getattr(config, name) for name in SAMPLING}
     header = plan.header(
         config={

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from saetool.llm.store import CallStore
 
 
+STOPPING = "stopping: calls under way are waited for, so that their answers are kept; once more stops at once"
+
+
 @dataclass
 class Session:
     """The callers of one run, and what they used."""
@@ -65,7 +68,7 @@ async def opened(job: Job, plan: h.Plan) -> AsyncIterator[Session]:
     with contextlib.ExitStack() as stack:
         kept = stack.enter_context(_store(job))
         log = stack.enter_context(_logging(None if job.dry_run else job.log, plan))
-        interruption = None if job.dry_run else stack.enter_context(Interruption())
+        interruption = None if job.dry_run else stack.enter_context(Interruption("" if job.console.quiet else STOPPING))
         session = await _session(job, kept, log, interruption)
         try:
             yield session
@@ -83,6 +86,8 @@ def _store(job: Job) -> "CallStore":
         path = None
     if path is not None and not path.parent.is_dir():
         raise ArtifactError(f"{path}: its folder does not exist", "make the folder first")
+    if path is not None and job.backend.cache_only and not path.exists():
+        raise ArtifactError(f"{path}: no such call cache, and --cache-only makes no call", "pass --call-cache FILE")
     return CallStore(path)
 
 
@@ -91,30 +96,28 @@ async def _session(
 ) -> Session:
     """Raises if the backend cannot answer in the way asked for."""
     from saetool.engines.calls import Caller, Usage
-    from saetool.llm.client import PROMPT_LOGPROBS
     from saetool.llm.rehearsal import Rehearsal
 
     backend = job.backend
+
+    def stopped() -> bool:
+        return interruption is not None and interruption.requested
+
     if job.dry_run:
         clients: list[Client] = [Rehearsal(backend.kind, backend.model or "embedded")]
     else:
         device = resolve_device(job.device)
-        clients = [client(backend, backend.model, device)]
-        if backend.judge_model != backend.model:
-            clients.append(client(backend, backend.judge_model, device))
+        models = [backend.model] if backend.judge_model == backend.model else [backend.model, backend.judge_model]
+        clients = [client(backend, model, device, stopped=stopped, tell=job.console.say) for model in models]
     usage = Usage()
     capabilities: frozenset[str] = frozenset()
     if backend.by_probability:
-        capabilities = await clients[-1].probe()
-        if PROMPT_LOGPROBS not in capabilities:
+        try:
+            capabilities = await _probed(clients[-1])
+        except BaseException:
             for one in clients:
                 await one.close()
-            raise BackendError(
-                f"--simulate logprob: {clients[-1].host} gives no log-probabilities of a prompt "
-                f"for {clients[-1].model}",
-                "--backend local can, and OpenAI-compatible servers whose completions take echo (vLLM); "
-                "or pass --simulate json",
-            )
+            raise
     callers = [
         Caller(
             one,
@@ -122,12 +125,29 @@ async def _session(
             budget=None if job.dry_run else _budget(backend),
             usage=usage,
             only_kept=backend.cache_only,
-            stopped=lambda: interruption is not None and interruption.requested,
+            stopped=stopped,
             log=log,
         )
         for one in clients
     ]
     return Session(callers[0], callers[-1], usage, sorted(capabilities), interruption, clients)
+
+
+async def _probed(client: "Client") -> frozenset[str]:
+    """What ``client`` can do. Raises if it gives no log-probabilities of a prompt."""
+    from saetool.llm.client import PROMPT_LOGPROBS, Stopped
+
+    try:
+        capabilities = await client.probe()
+    except Stopped:
+        raise KeyboardInterrupt from None
+    if PROMPT_LOGPROBS not in capabilities:
+        raise BackendError(
+            f"--simulate logprob: {client.host} gives no log-probabilities of a prompt for {client.model}",
+            "--backend local can, and OpenAI-compatible servers whose completions take echo (vLLM); "
+            "or pass --simulate json",
+        )
+    return capabilities
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from saetool.artifacts import header as h
 from saetool.artifacts.cache import open_cache
 from saetool.commands.autointerp_job import SPLITS, Job
 from saetool.commands.checks import check_site
+from saetool.config import AutointerpConfig
 from saetool.errors import ArtifactError, ConfigError
 from saetool.options import resolve_device
 
@@ -47,7 +48,7 @@ def _cached(job: Job, acts: Path) -> Source:
     splits = [s for s in SPLITS[config.on] if cache.rows(s)]
     if not splits:
         raise ArtifactError(f"{cache.path}: has no rows in {config.on}", "cache more text, or use another --on")
-    _check_window(config.window, int(cache.header.config["ctx_len"]), "the cache's contexts")
+    _check_window(config, int(cache.header.config["ctx_len"]), "the cache's contexts")
     activations = Encoded(file.sae, cache, splits, resolve_device(job.device))
     # Missing or damaged: better said now than after the work.
     strings = Strings(cache.vocabulary, str(cache.path / "vocabulary.json"))
@@ -66,12 +67,14 @@ def _stored(job: Job, acts: Path) -> Source:
     if job.tokenizer is None:
         raise ConfigError(f"{acts}: delphi's latents come without the tokens' text", "pass --tokenizer MODEL")
     latents = delphi.open_delphi(acts)
-    _check_window(config.window, latents.tokens.shape[1], "delphi's contexts")
+    _check_window(config, latents.tokens.shape[1], "delphi's contexts")
     strings = Strings(vocabulary(load_tokenizer(find_model(job.tokenizer))), f"the tokenizer of {job.tokenizer}")
     stored = Stored(latents, file.sae.d_sae)
     return Source(stored, strings, latents.as_input(), [file.header], file.header.model)
 
 
-def _check_window(window: int, longest: int, whose: str) -> None:
-    if window > longest:
-        raise ConfigError(f"--window {window}: longer than {whose} of {longest} tokens")
+def _check_window(config: AutointerpConfig, longest: int, whose: str) -> None:
+    if config.window > longest:
+        raise ConfigError(f"--window {config.window}: longer than {whose} of {longest} tokens")
+    if config.skip_positions >= longest:
+        raise ConfigError(f"--skip-positions {config.skip_positions}: nothing is left of {whose} of {longest} tokens")

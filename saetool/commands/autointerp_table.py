@@ -43,7 +43,8 @@ def latents(console: Console, counts: dict[str, Any], summary: dict[str, Any]) -
             control = shown(s["control_mean"]) + within(s["control_ci95"])
             rows.append(["  control: another latent's", f"{control} (defined for {s['control_n']})"])
         if s.get("floor_mean") is not None:
-            rows.append(["  floor: the table of tokens", shown(s["floor_mean"])])
+            zero = f"defined for {s['floor_n']}; with the others as 0: {shown(s['floor_mean_null0'])}"
+            rows.append(["  floor: the table of tokens", f"{shown(s['floor_mean'])} ({zero})"])
         if "chance" in s:
             rows.append(["  chance", shown(s["chance"])])
     console.table("scores on held-out windows", ["score", "value"], rows)

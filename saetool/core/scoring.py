@@ -32,8 +32,9 @@ from jaxtyping import Bool, Float, Int
 SCORE_DEFINITION = 1
 CONSTANT_PREDICTION, CONSTANT_TRUTH, TOO_FEW = "constant_prediction", "constant_truth", "too_few"
 CERTAIN = 5.0
-TIE = 1e-9
-"""Similarities closer than this are a tie."""
+TIE = 1e-6
+"""Similarities closer than this are a tie: they are made of float32 activations, which differ by as much between
+machines."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from saetool.engines.calls import Caller, Missing, Stopped, each
 from saetool.engines.firings import Advance, Firing
 from saetool.engines.judges import Explanation, Judge
 from saetool.engines.strings import Strings
-from saetool.engines.windows import Parts, Text, Windows
+from saetool.engines.windows import Drawn, Parts, Text, Windows
 
 REASONS = ("dead", "too_rare", "too_dense", "one_half")
 """Why a latent is skipped: it never fires; in fewer stretches than asked; on too many rows; without repeated text, in
@@ -50,10 +50,15 @@ class Explained:
     """Largest activation in the explaining windows: strength 10."""
     table: ngram.Table = ()
     """Tokens and their strengths, from the explaining windows: the explanation, or the floor beside it."""
-    windows: Windows | None = None
+    drawn: Drawn | None = None
     explanation: Explanation | None = None
     failure: str | None = None
     """Why there is no explanation although there are windows: backend, unparsable or stopped."""
+
+    @property
+    def windows(self) -> Windows | None:
+        """Made anew each time."""
+        return None if self.drawn is None else self.drawn.windows()
 
 
 def choose(counts: Int[np.ndarray, " d_sae"], wanted: int, seed: int) -> list[int]:
@@ -89,11 +94,12 @@ def explain(
     no two are the same word. ``advance`` is told of every row read: once per group of latents whose activations fit
     in memory.
 
-    In memory are the windows of all latents (about 40 kB each at the default numbers: 1 GB for 24,576 of them), the
-    text, and the activations of a group of latents (at most ``firings.GROUP_FIRINGS``); never those of all.
+    In memory are the text, where the windows of all latents are in it (with their scores about 8 kB a latent at the
+    default numbers: 200 MB for 24,576), and the activations of a group of latents (at most ``firings.GROUP_FIRINGS``);
+    never those of all.
     """
     text = source.text(config.skip_positions)
-    parts = windows.divide(text.document, config)
+    parts = windows.divide(windows.kinds(text), config)
     words = None
     if strings is not None:
         strings(int(text.tokens.max(initial=0)))  # every token has one, or this raises
@@ -146,14 +152,15 @@ def explain_latent(
     if len(peaks.row) < config.min_firing:
         return Explained(firing.latent, "too_rare", *facts)
     drawn = windows.draw(firing, peaks, text, parts, config, near)
-    active = drawn.acts.max(axis=1, initial=0) > 0
-    needed = [drawn.explaining, drawn.scoring] + ([drawn.selecting] if config.candidates > 1 else [])
+    found = drawn.windows()
+    active = found.acts.max(axis=1, initial=0) > 0
+    needed = [found.explaining, found.scoring] + ([found.selecting] if config.candidates > 1 else [])
     if not all((active & mine).any() for mine in needed):
         return Explained(firing.latent, "one_half", *facts)
-    shown = drawn.pick(drawn.explaining)
+    shown = found.pick(found.explaining)
     scale = float(shown.acts.max())
     table = ngram.build(shown.tokens, shown.acts, shown.lengths, config.table_size, scale, words)
-    return Explained(firing.latent, None, *facts, scale=scale, table=table, windows=drawn)
+    return Explained(firing.latent, None, *facts, scale=scale, table=table, drawn=drawn)
 
 
 async def describe_all(
@@ -180,8 +187,7 @@ async def describe(
     one: Explained, caller: Caller, judge: Judge, string: Callable[[int], str], config: AutointerpConfig
 ) -> Explained:
     """``one`` with a description by a language model, the best of ``config.candidates`` on the selecting windows."""
-    assert one.windows is not None
-    shown = prompts.excerpts(one.windows.pick(one.windows.explaining), one.scale, string)
+    shown = prompts.excerpts(_of(one, "explaining"), one.scale, string)
     found: list[Explanation] = []
     failure = None
     try:
@@ -201,8 +207,7 @@ async def describe(
 
 async def _best(one: Explained, found: Sequence[Explanation], judge: Judge) -> int:
     """The candidate with the largest correlation on the selecting windows; the first of equals."""
-    assert one.windows is not None
-    test = one.windows.pick(one.windows.selecting)
+    test = _of(one, "selecting")
     reached = []
     for candidate in found:
         strengths = await judge.strengths(candidate, test)
@@ -218,9 +223,14 @@ def with_tables(found: Sequence[Explained], string: Callable[[int], str]) -> lis
 
 
 def _by_table(one: Explained, string: Callable[[int], str]) -> Explanation:
-    assert one.windows is not None
-    shown = one.windows.pick(one.windows.explaining)
+    shown = _of(one, "explaining")
     return Explanation(ngram.describe(one.table, string, lambda token: longer_words(token, shown, string)), one.table)
+
+
+def _of(one: Explained, role: str) -> Windows:
+    windows = one.windows
+    assert windows is not None
+    return windows.pick(getattr(windows, role))
 
 
 def longer_words(token: int, shown: Windows, string: Callable[[int], str]) -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from saetool.errors import BackendError
-from saetool.llm.client import ASSISTANT, USER, CallFailed, Client, Message, Reply, Request, call_key
+from saetool.llm.client import ASSISTANT, USER, CallFailed, Client, Message, Reply, Request, Stopped, call_key
 from saetool.llm.replies import Unreadable
 from saetool.llm.store import CallStore
-from saetool.llm.tokens import prompt_tokens
+from saetool.llm.tokens import estimate, prompt_tokens
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,10 +21,6 @@ BACKEND, UNPARSABLE = "backend", "unparsable"
 
 class Missing(Exception):
     """A question without an answer; the text is ``BACKEND`` or ``UNPARSABLE``."""
-
-
-class Stopped(Exception):
-    """No further calls are to be made: interrupted, or the budget is spent."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Usage:
     kept: int = 0
     """Answers that were there already."""
     sent: int = 0
-    """Tokens of prompts, as the backend counts them."""
+    """Tokens of prompts, as the backend counts them; estimated where it does not."""
     received: int = 0
     failures: collections.Counter[str] = field(default_factory=collections.Counter)
 
@@ -140,8 +136,8 @@ class Caller:
         finally:
             self._reserved -= reserve
         self._failures_in_a_row = 0
-        self.usage.sent += reply.prompt_tokens
-        self.usage.received += reply.output_tokens
+        self.usage.sent += reply.prompt_tokens or prompt_tokens(request)
+        self.usage.received += reply.output_tokens or estimate(reply.text)
         if self._store is not None:
             self._store.put(key, self.client, request, reply)
         return reply

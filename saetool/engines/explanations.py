@@ -2,18 +2,17 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from saetool.artifacts.container import Stacked
 from saetool.core import ngram, scoring
 from saetool.core.scoring import Simulation
 from saetool.engines.autointerp import REASONS, STOPPED, Explained
-from saetool.engines.scores import INTRUDER, SIMULATE, Score, Scored
-from saetool.engines.windows import ROLES
+from saetool.engines.scores import INTRUDER, MISSING_SHARE, SIMULATE, Score, Scored
+from saetool.engines.windows import ROLES, Drawn, is_scoring
 
 DETECTION_CHANCE = 0.5
 """Balanced accuracy of guessing."""
@@ -26,11 +25,10 @@ def table_json(table: ngram.Table) -> list[list[int | None]]:
 
 def latent_records(
     found: Sequence[Explained], scored: Sequence[Scored], explainer: str, n_rows: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One record per latent asked for, in latent order; ``windows`` are rows of ``window_tensors``."""
     done = {s.explained.latent: s for s in scored}
     first = 0
-    out = []
     for one in sorted(found, key=lambda e: e.latent):
         mine = done.get(one.latent)
         reason = one.reason or one.failure or (mine.failure if mine else None)
@@ -43,29 +41,30 @@ def latent_records(
             "reason": reason,
             "description": one.explanation.description if one.explanation else None,
             "explainer": explainer,
-            "table": table_json(one.table) if one.windows is not None else None,
+            "table": table_json(one.table) if one.drawn is not None else None,
             "firing_windows": one.firing_windows,
             "density": one.firing_rows / n_rows,
             "max_act": one.max_act,
-            "scale": one.scale if one.windows is not None else None,
+            "scale": one.scale if one.drawn is not None else None,
             "n": None,
             "windows": None,
             "scores": {name: _score_json(name, s, mine) for name, s in mine.scores.items()} if mine else {},
         }
-        if one.windows is not None and mine is not None:
-            roles = np.bincount(one.windows.role, minlength=len(ROLES)).tolist()
+        if one.drawn is not None and mine is not None:
+            roles = np.bincount(one.drawn.role, minlength=len(ROLES)).tolist()
             record["n"] = {name: n for name, n in zip(ROLES, roles, strict=True) if n or not name.startswith("select")}
-            record["windows"] = [first, first + len(one.windows.role)]
-            first += len(one.windows.role)
-        out.append(record)
-    return out
+            record["windows"] = [first, first + len(one.drawn)]
+            first += len(one.drawn)
+        yield record
 
 
 def _score_json(name: str, score: Score, scored: Scored) -> dict[str, Any]:
-    out = dataclasses.asdict(score.details) | {"n_missing": score.n_missing}
+    details = dataclasses.asdict(score.details)
+    if score.null_reason == MISSING_SHARE:
+        # Counts say what happened; what could be computed from the few answers there are is no score.
+        details |= {key: None for key, value in details.items() if isinstance(value, float) and key != "chance"}
+    out = details | {"n_missing": score.n_missing}
     if isinstance(score.details, Simulation):
-        # What could be computed from the answers there are is no score if too many are missing.
-        out |= {"correlation": score.details.correlation if score.value is not None else None}
         out |= {"null_reason": score.null_reason or score.details.null_reason}
         if score.by_role:
             out["by_role"] = dict(score.by_role)
@@ -106,7 +105,7 @@ def counts(found: Sequence[Explained], scored: Sequence[Scored]) -> dict[str, An
 def complete(counts: Mapping[str, Any], max_missing: float) -> bool:
     """Whether nothing is left to do: not stopped, no score lost to missing answers, few descriptions lost."""
     failed = counts["failed"]
-    if any(name in failed for name in (STOPPED, "missing_share")):
+    if any(name in failed for name in (STOPPED, MISSING_SHARE)):
         return False
     tried = counts["explained"] + sum(failed.values())
     return not tried or sum(failed.values()) / tried <= max_missing
@@ -130,14 +129,16 @@ def summary(scored: Sequence[Scored], seed: int, granularity: str, n_options: in
                 if one.control_latent is not None
             ]
             control = scoring.summarise([s.control for s in shown], seed)
-            floors = [s.floor for s in scores if s.floor is not None]
+            floor = scoring.summarise([s.floor for s in scores], seed)
             values |= {
                 "control_mean": control.mean,
                 "control_n": control.n,
                 "control_mean_null0": control.mean_null0,
                 "control_ci95": control.ci95,
+                "floor_mean": floor.mean,
+                "floor_n": floor.n,
+                "floor_mean_null0": floor.mean_null0 if floor.n else None,
             }
-            values["floor_mean"] = float(np.mean(floors)) if floors else None
         if name == SIMULATE:
             values["granularity"] = granularity
             for role in ("top", "quantile"):
@@ -150,21 +151,42 @@ def summary(scored: Sequence[Scored], seed: int, granularity: str, n_options: in
     return out
 
 
-def window_tensors(scored: Sequence[Scored]) -> dict[str, Tensor]:
-    """All windows of scored latents, one row each, latent after latent in latent order."""
+def window_tensors(scored: Sequence[Scored]) -> dict[str, Stacked]:
+    """All windows of scored latents, one row each, latent after latent in latent order; made when they are written."""
     ordered = sorted(scored, key=lambda s: s.explained.latent)
-    parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
-    for one in ordered:
-        w = one.explained.windows
-        assert w is not None
-        n = len(w.role)
-        parts["tokens"].append(w.tokens)
-        parts["acts"].append(w.acts)
-        parts["pred"].append(one.predictions)
-        parts["pred_valid"].append(one.answered.astype(np.uint8))
-        parts["latent"].append(np.full(n, one.explained.latent, dtype=np.int32))
-        parts["role"].append(w.role.astype(np.uint8))
-        parts["source"].append(w.source)
-        parts["length"].append(w.lengths.astype(np.int32))
-        parts["document"].append(w.document.astype(np.int32))
-    return {name: torch.from_numpy(np.concatenate(arrays)) for name, arrays in parts.items()}
+    drawn = [_drawn(s) for s in ordered]
+    n, width = sum(len(d) for d in drawn), drawn[0].width
+
+    def stacked(dtype: str, columns: tuple[int, ...], part: Callable[[Scored, Drawn], np.ndarray]) -> Stacked:
+        return Stacked(dtype, (n, *columns), lambda: (part(s, d) for s, d in zip(ordered, drawn, strict=True)))
+
+    def spread(values: np.ndarray, d: Drawn) -> np.ndarray:
+        """Rows of scoring windows among those of all; 0 elsewhere."""
+        out = np.zeros((len(d), *values.shape[1:]), dtype=values.dtype)
+        out[is_scoring(d.role)] = values
+        return out
+
+    return {
+        "tokens": stacked("int32", (width,), lambda s, d: d.tokens()),
+        "acts": stacked("float32", (width,), lambda s, d: d.acts()),
+        "pred": stacked("float32", (width,), lambda s, d: spread(s.predictions, d)),
+        "pred_valid": stacked("uint8", (), lambda s, d: spread(s.answered, d)),
+        "latent": stacked("int32", (), lambda s, d: np.full(len(d), s.explained.latent)),
+        "role": stacked("uint8", (), lambda s, d: d.role),
+        "source": stacked("int32", (2,), lambda s, d: d.source),
+        "length": stacked("int32", (), lambda s, d: d.lengths),
+        "document": stacked("int32", (), lambda s, d: d.document),
+    }
+
+
+def window_tokens(scored: Sequence[Scored]) -> set[int]:
+    """Every token id in the windows of scored latents."""
+    out: set[int] = set()
+    for one in scored:
+        out.update(np.unique(_drawn(one).tokens()).tolist())
+    return out
+
+
+def _drawn(one: Scored) -> Drawn:
+    assert one.explained.drawn is not None
+    return one.explained.drawn

@@ -77,7 +77,10 @@ class MetaLabels:
         if (latent, mine) not in self._made:
             shown = [(float(self._z[m, latent]), *self._members[m]) for m in mine]
             request = prompts.explain_meta(shown, self._limit, self._temperature)
-            self._made[latent, mine] = asyncio.ensure_future(self._caller.ask(request, prompts.read_description))
+            made = asyncio.ensure_future(self._caller.ask(request, prompts.read_description))
+            # Whoever waits for it may have been cancelled by another error: then nobody else looks at this one.
+            made.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._made[latent, mine] = made
         return await asyncio.shield(self._made[latent, mine])
 
     async def question(self, latent: int, options: Sequence[int]) -> Request:

@@ -170,7 +170,7 @@ def read_strengths(shown: Sequence[Excerpt]) -> Callable[[Reply], list[list[floa
                 raise Unreadable(f"excerpt {i} is missing from the JSON object")
             strengths = [0.0] * len(one.tokens)
             for place, value in given.items():
-                at = int(place) if place.isascii() and place.isdecimal() else -1
+                at = int(place) if place.isascii() and place.isdecimal() and len(place) < 9 else -1
                 if not 0 <= at < len(strengths):
                     raise Unreadable(f"excerpt {i} has no token {place[:20]}")
                 strengths[at] = replies.number(value, 0, LEVELS, f"the strength of token {place} of excerpt {i}")
@@ -197,9 +197,17 @@ def simulate_all_at_once(description: str, shown: Excerpt) -> Request:
 
 def expected(reply: Reply) -> Float[np.ndarray, " n"]:
     """The expected strength at each place, on the scale 0 … 10: 10/9 · Σ v P(v), P over the digits alone."""
-    logs = np.array(reply.logprobs, dtype=np.float64)
+    logs = _logs(reply)
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights @ np.arange(len(DIGITS)) / weights.sum(axis=1) * (LEVELS / (len(DIGITS) - 1))
+
+
+def _logs(reply: Reply) -> Float[np.ndarray, "n v"]:
+    """Log-probabilities of values at places. A place where none is known has no answer: ``Unreadable``."""
+    logs = np.array(reply.logprobs, dtype=np.float64)
+    if not np.isfinite(logs.max(axis=1)).all():
+        raise Unreadable("no value is among the likeliest tokens where one was asked for")
+    return logs
 
 
 # --- detection, fuzzing ----------------------------------------------------------------------------------------
@@ -277,9 +285,9 @@ def read_answer(n: int) -> Callable[[Reply], int]:
 
     def read(reply: Reply) -> int:
         if reply.logprobs:
-            return int(np.argmax(reply.logprobs[0]))
+            return int(_logs(reply)[0].argmax())
         answer: Any = replies.first_object(replies.whole(reply)).get("answer")
-        if isinstance(answer, str) and answer.strip().isdecimal():
+        if isinstance(answer, str) and answer.strip().isdecimal() and len(answer) < 9:
             answer = int(answer)
         if isinstance(answer, bool) or not isinstance(answer, int) or not 1 <= answer <= n:
             raise Unreadable(f'"answer" must be a whole number from 1 to {n}')

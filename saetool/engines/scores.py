@@ -61,9 +61,9 @@ class Scored:
     """An explained latent's predictions and scores."""
 
     explained: Explained
-    predictions: Float[np.ndarray, "n w"]
-    """For the scoring windows that were answered; 0 in the others."""
-    answered: Bool[np.ndarray, " n"]
+    predictions: Float[np.ndarray, "s w"]
+    """For the scoring windows; 0 in those that were not answered."""
+    answered: Bool[np.ndarray, " s"]
     scores: Mapping[str, Score]
     control_latent: int | None
     """Whose explanation the control used; None without a control."""
@@ -118,19 +118,17 @@ class Scorer:
         self._table = floor
 
     async def score(self, one: Explained, donor: Explained | None) -> Scored:
-        assert one.windows is not None and one.explanation is not None
-        scoring_rows = one.windows.scoring
-        test = one.windows.pick(scoring_rows)
-        predictions = np.zeros_like(one.windows.acts)
-        answered = np.zeros(len(scoring_rows), dtype=bool)
+        windows = one.windows
+        assert windows is not None and one.explanation is not None
+        test = windows.pick(windows.scoring)
+        predictions, answered = np.zeros_like(test.acts), np.zeros(len(test.role), dtype=bool)
         control = None if donor is None or self._config.control == "none" else donor.explanation
         control_latent = None if control is None or donor is None else donor.latent
         scores: dict[str, Score] = {}
         try:
             if SIMULATE in self._scorers:
                 scores[SIMULATE], found = await self._simulate(one, test, control)
-                predictions[scoring_rows] = np.where(found.valid[:, None], found.values, 0)
-                answered[scoring_rows] = found.valid
+                predictions, answered = np.where(found.valid[:, None], found.values, 0), found.valid
             if DETECT in self._scorers:
                 truth = test.acts.max(axis=1, initial=0) > 0
                 scores[DETECT] = await self._tell(one, _Asked(test, None, truth), control)
@@ -139,8 +137,7 @@ class Scorer:
             if INTRUDER in self._scorers:
                 scores[INTRUDER] = await self._intruders(one, test)
         except Stopped:
-            nothing = np.zeros_like(answered)
-            return Scored(one, np.zeros_like(predictions), nothing, {}, control_latent, STOPPED)
+            return Scored(one, np.zeros_like(predictions), np.zeros_like(answered), {}, control_latent, STOPPED)
         failed = MISSING_SHARE if any(s.null_reason == MISSING_SHARE for s in scores.values()) else None
         return Scored(one, predictions, answered, scores, control_latent, failed)
 
@@ -171,7 +168,7 @@ class Scorer:
             int((~found.valid).sum()),
             *(other or (None, None)),
             floor=floor,
-            by_role=_by_role(test, found, one.scale) if self._config.score_quantile else {},
+            by_role=_by_role(test, found, one.scale) if self._config.score_quantile and reason != MISSING_SHARE else {},
         )
         return score, found
 

@@ -9,11 +9,12 @@ has at most one window in a stretch, so its windows never overlap:
              neighbours: around the largest activation of a latent with a similar decoder row, verified to be zero
 
 Documents are divided into two halves by a hash of document number and seed; windows for explaining come from one,
-for scoring from the other (for choosing among several explanations, from a third part). A window that shares a run of
-``SHINGLE`` tokens with one already taken is passed over, in any part: news and licences repeat themselves, and a score
-on what was shown is no score.
+for scoring from the other (for choosing among several explanations, from a third part). Near-duplicate documents are
+in the same part, and a window that shares a run of ``SHINGLE`` tokens with one already taken is passed over, in any
+part: news and licences repeat themselves, and a score on what was shown is no score.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.engines.firings import Firing
+from saetool.engines.near_duplicates import NearDuplicates
 
 ROLES = (
     *("explain_top", "explain_quantile", "explain_random"),
@@ -34,6 +36,11 @@ N_EXPLAIN, N_SCORE = 3, 3
 ZERO, ANY, NEIGHBOURS = NEGATIVES = "zero", "any", "neighbours"
 SHINGLE = 8
 """Tokens in a row that make two windows repeats of each other (or whole windows, if they are shorter)."""
+
+
+def is_scoring(role: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which windows are for scoring, by their role."""
+    return (role >= N_EXPLAIN) & (role < N_EXPLAIN + N_SCORE)
 
 
 @dataclass(frozen=True)
@@ -85,11 +92,57 @@ class Windows:
 
     @property
     def scoring(self) -> Bool[np.ndarray, " n"]:
-        return (self.role >= N_EXPLAIN) & (self.role < N_EXPLAIN + N_SCORE)
+        return is_scoring(self.role)
 
     @property
     def selecting(self) -> Bool[np.ndarray, " n"]:
         return self.role >= N_EXPLAIN + N_SCORE
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Windows of one latent as places in the text, in the order of ``Windows``: a tenth of its memory."""
+
+    text: Text
+    width: int
+    start: Int[np.ndarray, " n"]
+    """Row of each window's first token."""
+    stretch: Int[np.ndarray, " n"]
+    role: Int[np.ndarray, " n"]
+    which: Int[np.ndarray, " m"]
+    """The window that each activation is in; no two windows overlap."""
+    offset: Int[np.ndarray, " m"]
+    """Its place there."""
+    values: Float[np.ndarray, " m"]
+
+    def __len__(self) -> int:
+        return len(self.role)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        return np.minimum(self.width, self.text.size[self.stretch]).astype(np.int64)
+
+    @property
+    def document(self) -> Int[np.ndarray, " n"]:
+        return self.text.document[self.stretch]
+
+    @property
+    def source(self) -> Int[np.ndarray, "n 2"]:
+        position = self.text.position[self.stretch] + (self.start - self.text.first[self.stretch])
+        return np.stack([self.text.context[self.stretch], position], axis=1).astype(np.int32)
+
+    def tokens(self) -> Int[np.ndarray, "n w"]:
+        places = np.minimum(self.start[:, None] + np.arange(self.width), len(self.text.tokens) - 1)
+        valid = np.arange(self.width) < self.lengths[:, None]
+        return np.where(valid, self.text.tokens[places], -1).astype(np.int32)
+
+    def acts(self) -> Float[np.ndarray, "n w"]:
+        out = np.zeros((len(self), self.width), dtype=np.float32)
+        out[self.which, self.offset] = self.values
+        return out
+
+    def windows(self) -> Windows:
+        return Windows(self.tokens(), self.acts(), self.lengths, self.role, self.source, self.document)
 
 
 @dataclass(frozen=True)
@@ -136,6 +189,19 @@ class Parts:
     explain: Bool[np.ndarray, " s"]
     score: Bool[np.ndarray, " s"]
     select: Bool[np.ndarray, " s"]
+
+
+def kinds(text: Text) -> Int[np.ndarray, " s"]:
+    """The document of each stretch, near-duplicates under the number of the first of their kind."""
+    order = np.argsort(text.document, kind="stable")
+    documents, begin = np.unique(text.document[order], return_index=True)
+    near, kind = NearDuplicates(), documents.copy()
+    for i, (a, b) in enumerate(itertools.pairwise([*begin.tolist(), len(order)])):
+        parts = [text.tokens[text.first[s] : text.first[s] + text.size[s]] for s in order[a:b]]
+        like = near.add_tokens(np.concatenate(parts))
+        if like is not None:
+            kind[i] = kind[like]
+    return kind[np.searchsorted(documents, text.document)]
 
 
 def divide(documents: Int[np.ndarray, " s"], config: AutointerpConfig) -> Parts:
@@ -221,7 +287,7 @@ def draw(
     parts: Parts,
     config: AutointerpConfig,
     near: Sequence[Firing] = (),
-) -> Windows:
+) -> Drawn:
     """The windows of one latent, as many of each role as there are, up to what ``config`` asks for.
 
     ``near``: the firings of its neighbours, for ``negatives="neighbours"``. The random choices depend on
@@ -252,7 +318,7 @@ def draw(
         eligible = eligible[np.argsort(generator.exponential(size=len(eligible)) / silent.total[eligible])]
         random = ((s, silent.start(s, generator)) for s in eligible.tolist())
         taken.take(f"{name}_random", random, wanted[name][2] - taken.role.count(ROLES.index(f"{name}_random")))
-    return _cut(taken, firing, text, config.window)
+    return _placed(taken, firing, text, config.window)
 
 
 def _near_misses(
@@ -307,17 +373,16 @@ def _silent_starts(firing: Firing, text: Text, width: int) -> _Silent:
     return _Silent(total, begin, offers, np.searchsorted(owner, np.arange(n + 1)))
 
 
-def _cut(taken: _Draw, firing: Firing, text: Text, width: int) -> Windows:
-    """The windows' tokens and activations."""
+def _placed(taken: _Draw, firing: Firing, text: Text, width: int) -> Drawn:
+    """The windows taken, in the order of their roles."""
     role, start, stretch = (np.array(x, dtype=np.int64) for x in (taken.role, taken.start, taken.stretch))
     order = np.argsort(role, kind="stable")
     role, start, stretch = role[order], start[order], stretch[order]
-    lengths = np.minimum(width, text.size[stretch])
-    places = start[:, None] + np.arange(width)
-    valid = np.arange(width) < lengths[:, None]
-    tokens = np.where(valid, text.tokens[np.minimum(places, len(text.tokens) - 1)], -1).astype(np.int32)
-    at = np.minimum(np.searchsorted(firing.rows, places), len(firing.rows) - 1)
-    acts = np.where(valid & (firing.rows[at] == places), firing.values[at], 0).astype(np.float32)
-    position = text.position[stretch] + (start - text.first[stretch])
-    source = np.stack([text.context[stretch], position], axis=1).astype(np.int32)
-    return Windows(tokens, acts, lengths.astype(np.int64), role, source, text.document[stretch])
+    first = np.searchsorted(firing.rows, start)
+    n = np.searchsorted(firing.rows, start + np.minimum(width, text.size[stretch])) - first
+    which = np.repeat(np.arange(len(start)), n)
+    active = np.arange(n.sum()) + np.repeat(first - np.cumsum(n) + n, n)
+    offset = firing.rows[active] - start[which]
+    return Drawn(
+        text, width, start, stretch, role, which.astype(np.int32), offset.astype(np.int32), firing.values[active]
+    )

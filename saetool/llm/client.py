@@ -70,7 +70,7 @@ class Reply:
     prompt_tokens: int
     output_tokens: int
     logprobs: tuple[tuple[float, ...], ...] = ()
-    """For each of the request's places, of each of its values."""
+    """For each of the request's places, of each of its values; −inf for all of them where they are not known."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -88,6 +88,14 @@ class Reply:
 
 class CallFailed(SaetoolError):
     """One call failed for good; another one may work. ``message`` says why, without any key."""
+
+
+class Unanswered(CallFailed):
+    """All tries of a call failed, each in a way that passes: that the service was never asked says nothing of it."""
+
+
+class Stopped(Exception):
+    """No further calls are to be made: interrupted, or the budget is spent."""
 
 
 class Client(Protocol):
@@ -116,7 +124,8 @@ class Client(Protocol):
         ...
 
     async def complete(self, request: Request) -> Reply:
-        """The answer. Raises ``CallFailed`` if this call failed, ``BackendError`` if all others would too."""
+        """The answer. Raises ``CallFailed`` if this call failed, ``BackendError`` if all others would too, ``Stopped``
+        if the run was stopped while it waited to try again."""
         ...
 
     async def close(self) -> None: ...

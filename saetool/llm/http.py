@@ -1,19 +1,21 @@
 """A model behind HTTP: one place that sends, waits, tries again and gives up.
 
 Tried again: connections that fail, timeouts, 408, 409, 429, 5xx; after waiting as long as the server asks
-(Retry-After, retry-after-ms), else a random time up to a limit that doubles. Everything else is final, and what would
-meet every other call too (a refused key, an unknown model, no credit) ends the run at once.
+(Retry-After, retry-after-ms), else a random time up to a limit that doubles. Long waits are told, and end when the run
+is stopped. Everything else is final, and what would meet every other call too (a refused key, an unknown model, no
+credit) ends the run at once.
 """
 
 import asyncio
 import email.utils
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saetool.errors import BackendError
-from saetool.llm.client import PROMPT_LOGPROBS, USER, CallFailed, Message, Reply, Request
+from saetool.llm.client import PROMPT_LOGPROBS, USER, CallFailed, Message, Reply, Request, Stopped, Unanswered
 from saetool.llm.endpoint import Endpoint
 from saetool.llm.tokens import prompt_tokens
 from saetool.llm.wire import OPENAI, Renamed, Wire, parse_body
@@ -24,8 +26,13 @@ if TYPE_CHECKING:
 BACKOFF = 0.5
 """Seconds: the first wait is random up to this, each further one up to twice the one before."""
 LONGEST_WAIT = 60.0
+LONG_WAIT = 5.0
+"""Seconds of a wait that people are told of."""
+NOTICE = 0.2
+"""Seconds within which a waiting call notices that the run is stopped."""
 RETRIED = {408, 409, 429, 529}
 _NO_CREDIT = ("quota", "credit", "billing", "insufficient")
+"""Words of codes and types."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +55,33 @@ class _Pace:
         self._limits = limits
         self._next = 0.0
 
-    async def wait(self, request: Request) -> None:
+    def delay(self, request: Request) -> float:
+        """Seconds until ``request`` may be sent; its place is taken."""
         seconds = 60 / self._limits.requests_per_minute if self._limits.requests_per_minute else 0.0
         if self._limits.tokens_per_minute:
             seconds = max(seconds, 60 * prompt_tokens(request) / self._limits.tokens_per_minute)
-        if seconds:
-            now = time.monotonic()
-            start = max(now, self._next)
-            self._next = start + seconds
-            await asyncio.sleep(start - now)
+        now = time.monotonic()
+        start = max(now, self._next) if seconds else now
+        self._next = start + seconds
+        return start - now
 
 
 class HTTPClient:
-    """A model of a service that speaks one of ``wire.WIRES``."""
+    """A model of a service that speaks one of ``wire.WIRES``.
+
+    ``stopped`` is asked before each try and while waiting for one; ``tell`` is told of long waits.
+    """
 
     def __init__(
-        self, wire: Wire, endpoint: Endpoint, model: str, limits: Limits, extra_body: dict[str, Any] | None = None
+        self,
+        wire: Wire,
+        endpoint: Endpoint,
+        model: str,
+        limits: Limits,
+        extra_body: dict[str, Any] | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        tell: Callable[[str], object] = lambda text: None,
     ) -> None:
         import httpx2
 
@@ -81,6 +99,9 @@ class HTTPClient:
         )
         self._gate = asyncio.Semaphore(limits.concurrency)
         self._pace = _Pace(limits)
+        self._stopped, self._tell = stopped, tell
+        self._told_until = 0.0
+        """No wait that ends before is told of: another one that is longer was."""
         self._renamed = Renamed()
         self._random = random.Random()
         self._answered = False
@@ -114,6 +135,8 @@ class HTTPClient:
         )
         try:
             await self.complete(request)
+        except Unanswered:
+            raise
         except CallFailed:
             return frozenset()
         return frozenset({PROMPT_LOGPROBS})
@@ -121,33 +144,67 @@ class HTTPClient:
     async def complete(self, request: Request) -> Reply:
         async with self._gate:
             for attempt in range(self.limits.max_retries + 1):
-                await self._pace.wait(request)
+                await self._pause(self._pace.delay(request))
                 try:
                     response = await self._send(request)
                 except self._errors as error:
-                    why = self._fault(error, attempt)
-                    wait = None
+                    why, wait = self._fault(error, attempt), None
                 else:
                     self._answered = True
                     if response.is_success:
                         try:
                             return self.wire.reply(request, parse_body(response.text))
                         except CallFailed as error:  # a body cut off or mangled on its way: asked for again
-                            why, wait = error.message, None
-                    elif self._adapt(response):
-                        continue
+                            why, wait = _short(self.endpoint.redact(error.message)), None
                     else:
-                        why = self._refusal(response, request)
-                        wait = _asked_to_wait(response)
+                        why, wait = self._refusal(response, request), _asked_to_wait(response)
                 if attempt < self.limits.max_retries:
-                    await asyncio.sleep(self._wait(attempt) if wait is None else min(wait, LONGEST_WAIT))
-            raise CallFailed(f"{self.host}: {why} ({self.limits.max_retries + 1} tries)")
+                    await self._wait(why, self._backoff(attempt) if wait is None else min(wait, LONGEST_WAIT))
+            raise Unanswered(f"{self.host}: {why} ({self.limits.max_retries + 1} tries)")
 
     async def _send(self, request: Request) -> "Response":
-        body = self.wire.body(self._model, request, self._renamed) | self._extra
-        return await self._http.post(self.endpoint.url(self.wire.path(request)), json=body)
+        """The response; parameters that are refused are renamed or left out, now and from now on."""
+        while True:
+            body = self._body(request)
+            response = await self._http.post(self.endpoint.url(self.wire.path(request)), json=body)
+            if response.status_code == 400:
+                self._learn(response.text)
+                # Of several calls under way another one may have found it out meanwhile.
+                if self._body(request) != body:
+                    continue
+            return response
 
-    def _wait(self, attempt: int) -> float:
+    def _body(self, request: Request) -> dict[str, Any]:
+        return self.wire.body(self._model, request, self._renamed) | self._extra
+
+    def _learn(self, said: str) -> None:
+        """Rename or leave out from now on the parameter that a refusal is about, if it is about such a one."""
+        if "max_tokens" in said and "max_completion_tokens" in said:
+            self._renamed.max_completion_tokens = True
+        elif "temperature" in said and not self._renamed.no_temperature:
+            self._renamed.no_temperature = True
+            self._tell(f"{self.host}: {self.model} refuses the temperature: its own is used")
+
+    async def _wait(self, why: str, seconds: float) -> None:
+        """Wait before the next try, and say so if it is long."""
+        until = time.monotonic() + seconds
+        if seconds >= LONG_WAIT and until > self._told_until:
+            self._told_until = until + LONG_WAIT
+            self._tell(f"{self.host}: {why}; next try in {seconds:.0f} s")
+        await self._pause(seconds)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait; raises ``Stopped`` as soon as the run is."""
+        until = time.monotonic() + seconds
+        while True:
+            if self._stopped():
+                raise Stopped
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(left, NOTICE))
+
+    def _backoff(self, attempt: int) -> float:
         return self._random.uniform(0, min(BACKOFF * 2**attempt, LONGEST_WAIT))
 
     def _fault(self, error: Exception, attempt: int) -> str:
@@ -160,33 +217,20 @@ class HTTPClient:
         name = "timeout" if "Timeout" in type(error).__name__ else type(error).__name__
         return name if said == type(error).__name__ else f"{name}: {said[:120]}"
 
-    def _adapt(self, response: "Response") -> bool:
-        """Whether the refusal was about a parameter that can be renamed or left out, which from now on it is."""
-        if response.status_code != 400:
-            return False
-        said = response.text
-        if "max_tokens" in said and "max_completion_tokens" in said and not self._renamed.max_completion_tokens:
-            self._renamed.max_completion_tokens = True
-            return True
-        if "temperature" in said and not self._renamed.no_temperature:
-            self._renamed.no_temperature = True
-            return True
-        return False
-
     def _refusal(self, response: "Response", request: Request) -> str:
         """What a status means; returns only if trying again may help."""
-        status, said = response.status_code, self.endpoint.redact(_message(response))
+        status, said = response.status_code, _short(self.endpoint.redact(_message(response)))
         where = f"{self.host}: {status}"
         variable = self.endpoint.key_variable
+        if status == 402 or _no_credit(response):
+            raise BackendError(
+                f"{where}: no credit left ({said})", "nothing was scored; run again when there is credit"
+            )
         if status in (401, 403):
             how = f"{variable} is not set" if self.endpoint.key is None else f"{variable} was refused"
             raise BackendError(f"{where}: {how} ({said})", f"export {variable}=… with a key that may use this model")
         if status == 404 and not request.places:  # a service may have chat completions alone
             raise BackendError(f"{where}: no model {self.model} there ({said})", "check --model and --base-url")
-        if status == 402 or (status in (400, 403, 429) and any(word in _code(response) for word in _NO_CREDIT)):
-            raise BackendError(
-                f"{where}: no credit left ({said})", "nothing was scored; run again when there is credit"
-            )
         if status in RETRIED or status >= 500:
             return f"{status} {said}"
         raise CallFailed(f"{where}: {said}")
@@ -218,10 +262,21 @@ def _error(response: "Response") -> dict[str, Any]:
 
 
 def _message(response: "Response") -> str:
-    said = _error(response).get("message") or response.text or response.reason_phrase
-    return " ".join(str(said).split())[:160]
+    return str(_error(response).get("message") or response.text or response.reason_phrase)
 
 
-def _code(response: "Response") -> str:
+def _short(text: str) -> str:
+    return text if len(text) <= 160 else text[:159] + "…"
+
+
+def _no_credit(response: "Response") -> bool:
+    """Whether a refusal is for want of credit.
+
+    That of a rate is not: it may advertise a larger one, so that its words are no sign, only its code and type.
+    """
     error = _error(response)
-    return f"{error.get('code')} {error.get('type')} {error.get('message')}".lower()
+    named = f"{error.get('code')} {error.get('type')}".lower()
+    if response.status_code == 429:
+        return any(word in named for word in _NO_CREDIT)
+    said = f"{named} {error.get('message')}".lower()
+    return response.status_code in (400, 403) and any(word in said for word in ("credit", "billing", "quota"))

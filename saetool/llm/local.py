@@ -10,9 +10,10 @@ import inspect
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from saetool.errors import BackendError
-from saetool.llm.client import ASSISTANT, PROMPT_LOGPROBS, CallFailed, Message, Reply, Request
+from saetool.llm.client import PROMPT_LOGPROBS, SYSTEM, CallFailed, Message, Reply, Request
 from saetool.llm.wire import plain
 
 BEGUN = 80
@@ -64,8 +65,19 @@ class LocalClient:
         """The model's input: its chat template, or plain paragraphs if it has none, and how the answer begins."""
         if getattr(self._tokenizer, "chat_template", None) is None:
             return plain(Request(messages, given=answer))
-        turns = [{"role": m.role, "content": m.content} for m in messages if m.role != ASSISTANT]
-        return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + answer
+        try:
+            return self._chat(messages) + answer
+        except TemplateError:  # many models take no system message: it goes before the first question
+            system = [m.content for m in messages if m.role == SYSTEM]
+            first, *others = (m for m in messages if m.role != SYSTEM)
+            try:
+                return self._chat((Message(first.role, "\n\n".join([*system, first.content])), *others)) + answer
+            except TemplateError as error:
+                raise BackendError(f"{self._name}: its chat template refuses a conversation ({error})") from None
+
+    def _chat(self, messages: tuple[Message, ...]) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def _ids(self, text: str, room: int) -> tuple[torch.Tensor, list[tuple[int, int]]]:
         """Token ids [1, n] of ``text``, and which characters each is."""

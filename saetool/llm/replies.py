@@ -37,6 +37,8 @@ def first_object(text: str) -> dict[str, Any]:
             value, _ = decoder.raw_decode(text, match.start())
         except ValueError:
             continue
+        except RecursionError:
+            raise Unreadable("the JSON object is nested without end") from None
         return value
     raise Unreadable("no JSON object in the reply")
 

@@ -48,12 +48,11 @@ def malformed(what: str) -> CallFailed:
 
 
 def parse_body(text: str) -> Any:
-    """The JSON of a reply's body."""
+    """The JSON of a reply's body. The error holds the whole body, secrets and all."""
     try:
         return json.loads(text)
-    except ValueError:
-        shown = " ".join(text.split())[:80]
-        raise malformed(f"not JSON ({shown!r})" if shown else "an empty body") from None
+    except (ValueError, RecursionError):
+        raise malformed(f"not JSON ({text})" if text.strip() else "an empty body") from None
 
 
 class OpenAI:
@@ -90,7 +89,7 @@ class OpenAI:
             if request.places:
                 return Reply("", finish, *used, _echoed(request, choice))
             text = choice["message"].get("content") or ""
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise malformed(f"no choices[0].message.content ({type(error).__name__})") from None
         return Reply(_text(text), finish, *used)
 
@@ -128,7 +127,7 @@ class Anthropic:
             finish = {"end_turn": "stop", "max_tokens": "length"}.get(data["stop_reason"], str(data["stop_reason"]))
             usage = data.get("usage") or {}
             used = int(usage.get("input_tokens") or 0), int(usage.get("output_tokens") or 0)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise malformed(f"no content of type text ({type(error).__name__})") from None
         return Reply(text, finish, *used)
 
@@ -154,7 +153,8 @@ def _text(content: Any) -> str:
 def _echoed(request: Request, choice: Any) -> tuple[tuple[float, ...], ...]:
     """Log-probabilities of the request's values at its places, from an echoed prompt.
 
-    A value that is not among the likeliest tokens gets the smallest log-probability listed there.
+    A value that is not among the likeliest tokens gets the smallest log-probability listed there; where none of the
+    values is among them, nothing is known of any, and all get −inf.
     """
     prompt = plain(request)
     offset = len(prompt) - len(request.given)
@@ -166,7 +166,8 @@ def _echoed(request: Request, choice: Any) -> tuple[tuple[float, ...], ...]:
             if at >= len(starts) or starts[at] != offset + place:
                 raise malformed("no token begins where a value was asked for")
             likely = {str(token): float(p) for token, p in (listed[at] or {}).items()}
-            least = min(likely.values(), default=-math.inf)
+            known = any(value in likely for value in request.values)
+            least = min(likely.values()) if known else -math.inf
             rows.append(tuple(likely.get(value, least) for value in request.values))
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise malformed(f"no log-probabilities of the prompt ({type(error).__name__})") from None

@@ -116,6 +116,28 @@ def test_a_truncated_file_is_named(tmp_path: Path, keep: int) -> None:
         sae_files.load(path)
 
 
+@pytest.mark.parametrize("out", ["x.st", "-"])
+def test_a_tensor_in_parts_is_written_as_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = torch.arange(60, dtype=torch.float32).reshape(10, 3, 2)
+    flags = torch.arange(10) % 2 == 0
+    edges = [(0, 4), (4, 4), (4, 10)]
+
+    def stacked(whole: torch.Tensor, dtype: str, end: int = 10) -> container.Stacked:
+        parts = lambda: (whole.numpy()[a : min(b, end)].astype("float64") for a, b in edges)  # noqa: E731
+        return container.Stacked(dtype, tuple(whole.shape), parts)
+
+    container.write_tensors(Path("whole.st"), {"v": values, "f": flags.to(torch.uint8)}, PLAN.header())
+    container.write_tensors(Path(out), {"v": stacked(values, "float32"), "f": stacked(flags, "uint8")}, PLAN.header())
+    written = capfdbinary.readouterr().out if out == "-" else Path(out).read_bytes()
+    assert written == Path("whole.st").read_bytes()
+    with pytest.raises(AssertionError):
+        container.write_tensors(Path("short.st"), {"v": stacked(values, "float32", end=9)}, PLAN.header())
+    assert not Path("short.st").exists()
+
+
 def test_foreign_safetensors_are_named(tmp_path: Path) -> None:
     save_file({"encoder.weight": torch.zeros(2, 2)}, tmp_path / "foreign.st")
     with pytest.raises(ArtifactError, match=r"without a saetool header .tensors: encoder.weight"):

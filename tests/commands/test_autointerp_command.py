@@ -256,6 +256,7 @@ def test_why_scores_are_undefined_is_said(here: Path) -> None:
         (("--n-random", "-1"), "--n-random -1"),
         (("--window", "65"), "longer than the cache's contexts of 64"),
         (("--window", "1"), "--window 1"),
+        (("--skip-positions", "64"), "nothing is left of the cache's contexts of 64"),
         (("--split", "1"), "--split 1"),
         (("--max-density", "0"), "--max-density"),
         (("--table-size", "0"), "--table-size 0"),
@@ -441,6 +442,20 @@ def test_labels_of_the_parent_with_a_threshold_are_the_parents(tmp_path: Path) -
     plan = h.Plan("autointerp", h.EXPLANATIONS, {}, [labelled.as_input("sae")], [labelled.header])
     container.write_jsonl(tmp_path / "base.jsonl", plan.header(config=header.config), records)
     ok(*meta_command(tmp_path))
+
+
+def test_labels_of_the_meta_sae_itself_are_not_its_parents(tmp_path: Path) -> None:
+    save_parent_and_meta(tmp_path)
+    # The parent got its threshold from another file: labels of that one are its labels, too.
+    raw, meta = sae_files.load(tmp_path / "parent.st"), sae_files.load(tmp_path / "meta.st")
+    plan = h.Plan("threshold", h.SAE, {}, [raw.as_input("sae")], [raw.header])
+    sae_files.save(tmp_path / "with.st", raw.sae, plan.header(config=raw.header.config))
+    parent = sae_files.load(tmp_path / "with.st")
+    plan = h.Plan("meta", h.SAE, {}, [parent.as_input("parent")], [parent.header])
+    sae_files.save(tmp_path / "meta.st", meta.sae, plan.header(config=meta.header.config, model=meta.header.model))
+    ok(*meta_command(tmp_path))
+    own = (tmp_path / "meta.st", "--labels", tmp_path / "meta.jsonl", "-o", tmp_path / "x.jsonl")
+    refused(run(*own), 1, "explains another SAE than with.st")
 
 
 def test_meta_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ def test_an_oracle_is_right_about_every_latent(base: Path, here: Path, stub: Stu
         assert record["scores"]["simulate"]["n_missing"] == 0
     summary = config["summary"]["simulate"]
     assert summary["mean"] == pytest.approx(1, abs=1e-6)
+    floors = [r["scores"]["simulate"].get("ngram") or 0 for r in records.values()]
+    assert summary["floor_mean_null0"] == pytest.approx(np.mean(floors))
+    assert summary["floor_n"] == sum(f != 0 for f in floors)
     assert summary["control_n"] == 0, "the oracle says nothing of other latents' windows: undefined, not 0"
     assert summary["floor_mean"] == pytest.approx(
         np.mean(
@@ -127,6 +130,26 @@ def test_an_oracle_is_right_about_every_latent(base: Path, here: Path, stub: Stu
         "host": re.sub(r"http://|/v1", "", stub.url),
         "capabilities": [],
     }
+
+
+def test_the_model_is_shown_the_explaining_windows_with_their_strengths_and_no_others(here: Path, stub: Stub) -> None:
+    ok(*command(here, "--concurrency", "1"))
+    _, records, t = results(here)
+    shown = [prompt for prompt in stub.prompts if "What does the latent fire on?" in prompt]
+    assert len(shown) == 7
+    for latent, prompt in zip(records, shown, strict=True):
+        mine = (t["latent"] == latent) & (t["role"] < 3)
+        want = []
+        for tokens, acts in zip(t["tokens"][mine], t["acts"][mine], strict=True):
+            strings = [STRINGS[i] for i in tokens]
+            levels = np.ceil(10 * acts / t["acts"][mine].max()).astype(int).tolist()
+            named = ", ".join(f'"{s}" {v}' for s, v in zip(strings, levels, strict=True) if v)
+            want.append(("".join(strings), named))
+        firing, silent = prompt.split("The latent is silent in these excerpts:")
+        texts = [re.sub("<<|>>", "", x) for x in re.findall(r"^\d+\. (.*)$", firing, re.M)]
+        strengths = re.findall(r"^   strengths: (.*)$", firing, re.M)
+        assert list(zip(texts, strengths, strict=True)) == [w for w in want if w[1]]
+        assert re.findall(r"^\d+\. (.*)$", silent, re.M) == [text for text, named in want if not named]
 
 
 def test_the_floor_is_what_the_table_scores_offline(base: Path, here: Path, stub: Stub) -> None:
@@ -357,12 +380,18 @@ def test_a_simulation_that_cannot_be_read_twice_is_missing_and_not_zero(
 def test_too_many_missing_windows_make_the_score_undefined_and_the_run_fail(base: Path, here: Path, stub: Stub) -> None:
     player = Player(base, lambda latent, levels: levels)
     stub.answer = lambda body: "no" if "fires on: latent 2" in prompt_of(body) else player(body)
-    refused(run(*command(here)), 1, "too many answers are missing (1 missing_share of 7 latents)")
+    some = ("--scorer", "simulate,detect")
+    refused(run(*command(here, *some)), 1, "too many answers are missing (1 missing_share of 7 latents)")
+    told = results(here)[1][2]["scores"]["detect"]
+    assert not [k for k, v in told.items() if isinstance(v, float) and k != "shuffled"]
+    refused(run(*command(here, "--overwrite")), 1, "too many answers are missing (1 missing_share of 7 latents)")
     config, records, _ = results(here)
     assert config["complete"] is False
     assert records[2]["status"] == "failed"
     assert records[2]["scores"]["simulate"]["correlation"] is None
     assert records[2]["scores"]["simulate"]["null_reason"] == "missing_share"
+    numbers = [k for k, v in records[2]["scores"]["simulate"].items() if isinstance(v, float) and k != "shuffled"]
+    assert not numbers, "nothing that could be taken for a score"
     assert config["summary"]["simulate"]["n_null"] == 1
     before = len(stub.requests)
     refused(run(*command(here)), 1, "too many answers are missing")
@@ -390,8 +419,12 @@ def test_a_second_run_is_up_to_date_and_another_file_needs_no_call(base: Path, h
     result = ok(*command(here, *kept, "-o", here / "third.jsonl", "--cache-only"))
     assert "0 calls" in result.stderr
     assert len(stub.requests) == n
-    refused(run(*command(here, "--cache-only", "--seed", "1", "-o", here / "x.jsonl")), 1, "not in the call cache")
+    other = run(*command(here, *kept, "--cache-only", "--seed", "1", "-o", here / "x.jsonl"))
+    refused(other, 1, "not in the call cache")
     refused(run(*command(here, "--model", "other")), 1, "model m there, other here")
+    none = here / "none.sqlite"
+    refused(run(*command(here, "--cache-only", "--call-cache", none, "-o", here / "y.jsonl")), 1, "no such call cache")
+    assert not none.exists()
 
 
 def test_a_budget_stops_cleanly_and_a_larger_one_goes_on(base: Path, here: Path, stub: Stub) -> None:
@@ -501,6 +534,25 @@ def test_an_interruption_ends_with_130_and_keeps_what_is_done(base: Path, here: 
     assert results(here)[0]["complete"] is True
     assert len(stub.requests) == 7 * 11
     assert n < 7 * 11
+
+
+def test_an_interruption_while_a_server_asks_to_wait_ends_soon(here: Path, stub: Stub) -> None:
+    stub.script = [Fault(429, {"error": {"message": "busy"}}, {"Retry-After": "60"})] * 1000
+    words = [str(a) for a in command(here)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saetool", "autointerp", *words], stderr=subprocess.PIPE, text=True
+    )
+    while not stub.requests:
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "429 busy; next try in 60 s" in said
+    assert "stopping: calls under way are waited for" in said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
 
 
 # --- given descriptions, candidates, other inputs ----------------------------------------------------------------
@@ -687,6 +739,18 @@ def test_unanswered_questions_are_counted_and_no_wrong_answers(tmp_path: Path, s
     assert (choice["n"], choice["n_missing"], choice["accuracy"]) == (0, 60, None)
 
 
+def test_a_service_that_fails_while_labels_are_made_is_one_line(tmp_path: Path, stub: Stub) -> None:
+    save_parent_and_meta(tmp_path)
+    described(tmp_path)
+    stub.script = [Fault(body=b"garbage")] * 1000
+    words = [str(a) for a in (*meta_command(tmp_path), "--backend", "openai", "--model", "m", "--max-retries", "0")]
+    command = [sys.executable, "-m", "saetool", "autointerp", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "5 calls failed one after the other" in done.stderr
+    assert "never retrieved" not in done.stderr and "Traceback" not in done.stderr
+
+
 # --- options that cannot work ------------------------------------------------------------------------------------
 
 
@@ -710,6 +774,12 @@ def test_unanswered_questions_are_counted_and_no_wrong_answers(tmp_path: Path, s
         (("--extra-body", "[]"), "a JSON object was expected"),
         (("--max-cost", "1"), "needs prices"),
         (("--concurrency", "0"), "--concurrency 0"),
+        (("--timeout", "nan"), "--timeout nan"),
+        (("--rpm", "inf"), "--rpm inf"),
+        (("--price-in", "nan"), "--price-in nan"),
+        (("--temperature", "nan"), "--temperature nan"),
+        (("--temperature", "inf"), "--temperature inf"),
+        (("--seed", "-1"), "--seed -1"),
         (("--candidates", "3"), "--candidates 3"),
         (("--export", "csv"), "--export csv"),
         (("--export", "neuronpedia", "-o", "-"), "standard output"),

@@ -110,6 +110,12 @@ def test_tied_options_share_the_point() -> None:
     assert answers.chosen.tolist() == [0, -1, -1, 2]
 
 
+def test_what_float32_cannot_tell_apart_is_a_tie() -> None:
+    noise = np.random.default_rng(0).normal([0.3, 0.3, 0.2999], 1e-8, (50, 3))
+    answers = scoring.choose(noise, np.zeros(50, dtype=int))
+    assert (answers.chosen == -1).all() and (answers.points == 1 / 2).all()
+
+
 def test_random_similarities_answer_at_chance() -> None:
     g = np.random.default_rng(0)
     answers = scoring.choose(g.random((4000, 5)), g.integers(0, 5, 4000))

@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from planted_text import (
     planted_sae,
 )
 
+from saetool.artifacts import container
+from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
 from saetool.core.ngram import Entry
-from saetool.engines import autointerp, choice, firings, scores, windows
+from saetool.engines import autointerp, choice, explanations, firings, scores, windows
 from saetool.engines.activations import Encoded
 from saetool.engines.firings import Firing
 from saetool.engines.judges import TableJudge
@@ -109,6 +112,36 @@ def test_another_latents_table_scores_nothing(scored) -> None:
     assert all(s.control_latent not in (None, j) for j, s in scored.items())
 
 
+def test_a_score_over_windows_correlates_their_largest_values(scored, explained) -> None:
+    config = dataclasses.replace(CONFIG, granularity="example")
+    for one in asyncio.run(score_all(list(explained.values()), config)):
+        mine = one.scores["simulate"]
+        test = one.explained.windows.pick(one.explained.windows.scoring)
+        y, p = test.acts.max(axis=1), one.predictions.max(axis=1)
+        if np.ptp(p) and np.ptp(y):
+            assert mine.value == pytest.approx(np.corrcoef(y, p)[0, 1], abs=1e-6)
+        else:
+            assert mine.value is None and mine.null_reason
+    over_tokens = [s.scores["simulate"] for s in scored.values()]
+    assert all(s.value == s.details.correlation for s in over_tokens)
+    assert any(s.value != s.details.correlation_example for s in over_tokens)
+
+
+def test_scores_by_role_are_over_windows_of_that_role_and_silent_ones(scored) -> None:
+    differ = 0
+    for one in scored.values():
+        mine = one.scores["simulate"].by_role
+        test = one.explained.windows.pick(one.explained.windows.scoring)
+        places = np.arange(test.acts.shape[1]) < test.lengths[:, None]
+        for name in ("top", "quantile"):
+            some = np.isin(test.role, [ROLES.index(f"score_{name}"), ROLES.index("score_random")])
+            y, p = test.acts[some][places[some]], one.predictions[some][places[some]]
+            want = np.corrcoef(y, p)[0, 1] if np.ptp(y) and np.ptp(p) else None
+            assert mine[name] == (None if want is None else pytest.approx(want, abs=1e-6))
+        differ += mine["top"] != mine["quantile"]
+    assert differ
+
+
 def test_scoring_on_the_explaining_windows_inflates_the_score(scored, explained) -> None:
     leaked = []
     for j in RANDOM:
@@ -168,6 +201,29 @@ def test_windows_show_what_the_cache_holds(cache, explained) -> None:
                 assert (w.tokens[i, offset], w.acts[i, offset]) == (token, acts[j])
 
 
+def test_windows_are_held_as_places_and_made_when_they_are_written(explained, scored, tmp_path: Path) -> None:
+    def size(thing: object) -> int:
+        return sum(v.nbytes for v in vars(thing).values() if isinstance(v, np.ndarray))
+
+    wide = list(scored.values())
+    assert sum(size(s.explained.drawn) for s in wide) < sum(size(s.explained.windows) for s in wide) / 4
+    many = wide * 40
+    tensors = explanations.window_tensors(many)
+    header = h.Plan("autointerp", h.WINDOWS, {}).header()
+    tracemalloc.start()
+    try:
+        container.write_tensors(tmp_path / "w.st", tensors, header)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < (tmp_path / "w.st").stat().st_size / 4
+    written = container.read_tensors(tmp_path / "w.st", h.WINDOWS).tensors
+    ordered = sorted(many, key=lambda s: s.explained.latent)
+    for name in ("tokens", "acts", "source"):
+        whole = np.concatenate([getattr(s.explained.windows, name) for s in ordered])
+        assert (written[name].numpy() == whole).all()
+
+
 def test_top_windows_hold_the_largest_peaks_of_their_half(cache, explained) -> None:
     text = windows.read_text(cache, SPLITS)
     half = windows.explain_half(text.document, CONFIG.seed, CONFIG.split)
@@ -212,6 +268,32 @@ def test_windows_that_repeat_a_sentence_are_drawn_once() -> None:
     text.tokens[9::20] = 2000 + n  # a run of four, then of four: no repeat
     drawn = windows.draw(firing, windows.peaks(firing, text), text, half, config)
     assert np.bincount(drawn.role, minlength=len(ROLES))[[0, 3]].tolist() == [5, 5]
+
+
+def test_near_duplicate_documents_are_in_one_part() -> None:
+    g = np.random.default_rng(0)
+    articles = [g.integers(0, 500, 100) for _ in range(30)]
+    again = [np.concatenate([g.integers(0, 500, 4), a[:60], g.integers(0, 500, 1), a[60:]]) for a in articles[:20]]
+    texts = [*articles, *again, again[3][2:]]
+    # Each in two stretches, as if over two contexts.
+    halves = [half for text in texts for half in (text[:50], text[50:])]
+    size = np.array([len(half) for half in halves])
+    document = np.repeat(7 + 3 * np.arange(len(texts)), 2)
+    first, n = np.cumsum(size) - size, np.arange(len(halves))
+    text = Text(np.concatenate(halves).astype(np.int32), first, size, n, n * 0, document)
+    kind = windows.kinds(text)
+    assert (kind[::2] == kind[1::2]).all()
+    assert kind[::2].tolist() == document[::2][[*range(30), *range(20), 3]].tolist()
+    assert (windows.divide(kind, CONFIG).explain != windows.divide(document, CONFIG).explain).any()
+
+
+def test_the_parts_of_a_run_are_those_of_kinds(cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    divided = []
+    divide = windows.divide
+    monkeypatch.setattr(windows, "kinds", lambda text: text.document % 7)
+    monkeypatch.setattr(windows, "divide", lambda d, c: divided.append(d) or divide(d, c))
+    explain(cache)
+    assert set(divided[0].tolist()) == set(range(7))
 
 
 def random_case(seed: int) -> tuple[Text, Firing]:

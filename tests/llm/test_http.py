@@ -2,14 +2,17 @@
 
 import asyncio
 import email.utils
+import json
+import math
 import time
+from collections.abc import Callable
 
 import pytest
 from stub_llm import Fault, Stub, serving
 
 from saetool.errors import BackendError, ConfigError
 from saetool.llm import http
-from saetool.llm.client import PROMPT_LOGPROBS, SYSTEM, USER, CallFailed, Message, Reply, Request
+from saetool.llm.client import PROMPT_LOGPROBS, SYSTEM, USER, CallFailed, Message, Reply, Request, Stopped
 from saetool.llm.endpoint import endpoint
 from saetool.llm.http import HTTPClient, Limits
 from saetool.llm.wire import WIRES
@@ -26,9 +29,16 @@ def stub(monkeypatch: pytest.MonkeyPatch):
         yield running
 
 
-async def _call(stub: Stub, kind: str, requests: list[Request], limits: Limits, extra: dict | None) -> list[Reply]:
+async def _call(
+    stub: Stub,
+    kind: str,
+    requests: list[Request],
+    limits: Limits,
+    extra: dict | None,
+    tell: Callable[[str], object] = print,
+) -> list[Reply]:
     there = endpoint(WIRES[kind], stub.url, allow_http=False, environment={WIRES[kind].key_variable: KEY})
-    client = HTTPClient(WIRES[kind], there, "m", limits, extra)
+    client = HTTPClient(WIRES[kind], there, "m", limits, extra, tell=tell)
     try:
         return list(await asyncio.gather(*(client.complete(r) for r in requests)))
     finally:
@@ -145,16 +155,85 @@ def test_other_refusals_are_of_this_call_alone(stub: Stub) -> None:
     assert len(stub.requests) == 1
 
 
-def test_parameters_that_a_model_does_not_take_are_renamed_or_left_out(stub: Stub) -> None:
-    stub.script = [
-        Fault(400, {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}}),
-        Fault(400, {"error": {"message": "Unsupported value: 'temperature' does not support 0.5"}}),
-    ]
-    call(stub)
+def newer(stub: Stub) -> None:
+    """Makes the service refuse what newer reasoning models refuse."""
+    plain = stub._reply
+
+    def reply(path: str, body: dict, fault: Fault | None) -> tuple[int, bytes, dict[str, str]]:
+        for name, said in (
+            ("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."),
+            ("temperature", "Unsupported value: 'temperature' does not support 0.5"),
+        ):
+            if name in body:
+                return 400, json.dumps({"error": {"message": said}}).encode(), {}
+        return plain(path, body, fault)
+
+    stub._reply = reply
+
+
+@pytest.mark.parametrize(("n", "max_retries"), [(1, 0), (8, 6)])
+def test_parameters_that_a_model_does_not_take_are_renamed_or_left_out(stub: Stub, n: int, max_retries: int) -> None:
+    newer(stub)
+    stub.delay = 0.05  # all are under way before the first is refused
+    told: list[str] = []
+    requests = [Request((Message(USER, str(i)),), 50, 0.5) for i in range(n)]
+    replies = asyncio.run(_call(stub, "openai", requests, Limits(max_retries=max_retries), None, told.append))
+    assert [r.text for r in replies] == ["hi"] * n
+    assert len(stub.requests) <= 3 * n
+    assert told == [f"{stub.url[7:-3]}: m refuses the temperature: its own is used"]
     last = stub.requests[-1][2]
     assert last["max_completion_tokens"] == 50
     assert "max_tokens" not in last
     assert "temperature" not in last
+
+
+def test_a_parameter_that_is_always_sent_is_not_sent_for_ever(stub: Stub) -> None:
+    stub.script = [Fault(400, {"error": {"message": "max_tokens, max_completion_tokens, temperature: all wrong"}})] * 99
+    with pytest.raises(CallFailed, match="400: max_tokens"):
+        call(stub, kind="anthropic", extra={"temperature": 1})
+    assert len(stub.requests) <= 3
+
+
+def test_a_limit_of_rate_is_no_want_of_credit_whatever_it_advertises(stub: Stub) -> None:
+    said = "Rate limit reached. Need more tokens? See https://example.com/settings/billing for a larger quota"
+    stub.script = [Fault(429, {"error": {"message": said, "type": "tokens", "code": "rate_limit_exceeded"}})]
+    assert call(stub)[0].text == "hi"
+
+
+def test_waits_end_when_the_run_is_stopped_and_long_ones_are_told(stub: Stub) -> None:
+    stub.script = [Fault(429, {"error": {"message": f"busy {KEY}"}}, {"Retry-After": "30"})] * 99
+    told: list[str] = []
+
+    async def go() -> list[object]:
+        begin = time.monotonic()
+        there = endpoint(WIRES["openai"], stub.url, allow_http=False, environment={"OPENAI_API_KEY": KEY})
+        stopped = lambda: time.monotonic() > begin + 0.3  # noqa: E731
+        client = HTTPClient(WIRES["openai"], there, "m", Limits(), stopped=stopped, tell=told.append)
+        try:
+            calls = [client.complete(Request((Message(USER, str(i)),))) for i in range(4)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await client.close()
+
+    start = time.monotonic()
+    assert [type(r) for r in asyncio.run(go())] == [Stopped] * 4
+    assert time.monotonic() - start < 2
+    assert len(stub.requests) == 4
+    (line,) = told
+    assert line.endswith(": 429 busy [hidden]; next try in 30 s")
+
+
+def test_bodies_that_hold_the_key_do_not_give_it_away(stub: Stub) -> None:
+    stub.script = [Fault(body=f"<html>{'x' * 70} Authorization: Bearer {KEY}</html>".encode())] * 9
+    with pytest.raises(CallFailed) as caught:
+        call(stub, max_retries=0)
+    assert KEY[:12] not in caught.value.message
+    assert "not JSON (<html>" in caught.value.message
+    assert len(caught.value.message) < 250
+    stub.script = [Fault(500, {"error": {"message": "x" * 150 + KEY}})]
+    with pytest.raises(CallFailed) as caught:
+        call(stub, max_retries=0)
+    assert KEY[:5] not in caught.value.message
 
 
 def test_no_more_calls_are_under_way_than_allowed(stub: Stub) -> None:
@@ -191,12 +270,18 @@ def test_log_probabilities_of_a_prompt_come_from_servers_that_echo_it(stub: Stub
             await client.close()
 
     assert asyncio.run(probe()) == frozenset()
+    stub.script = [Fault(500, {"error": {"message": "down"}})] * 7
+    with pytest.raises(CallFailed, match="500 down"):  # it was not answered: that says nothing of what it can
+        asyncio.run(probe())
     stub.echo = True
     assert asyncio.run(probe()) == {PROMPT_LOGPROBS}
     request = Request(ASKED.messages, given="a\tunknown\nb\tunknown\n", places=(2, 12), values=("0", "9", "q"))
     (reply,) = call(stub, request)
     assert reply.logprobs == ((-9.0, 0.0, -9.0), (-9.0, 0.0, -9.0)), "what is not listed is as unlikely as the last"
     assert stub.requests[-1][0] == "/v1/completions"
+    nothing_known = Request(ASKED.messages, given="ab", places=(0, 1), values=("0", "9"))
+    (reply,) = call(stub, nothing_known)
+    assert reply.logprobs == ((-math.inf,) * 2,) * 2
 
 
 # --- endpoints -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from place_by_place import place_by_place
 from saetool.engines import prompts
 from saetool.engines.model import load_model
 from saetool.errors import BackendError
-from saetool.llm.client import SYSTEM, USER, CallFailed, Message, Request
+from saetool.llm.client import ASSISTANT, SYSTEM, USER, CallFailed, Message, Request
 from saetool.llm.local import LocalClient
 
 
@@ -91,6 +91,22 @@ def test_a_chat_template_is_used_where_there_is_one(client: LocalClient) -> None
     client._tokenizer.chat_template = "{% for m in messages %}[{{m.role}}]{{m.content}}{% endfor %}[assistant]"
     try:
         assert client.prompt(messages, "A") == "[system]S[user]U[assistant]A"
+    finally:
+        client._tokenizer.chat_template = None
+
+
+def test_a_template_that_takes_no_system_message_gets_it_with_the_question(client: LocalClient) -> None:
+    strict = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}"
+        "{% endif %}[{{m.role}}]{{m.content}}{% endfor %}[model]"
+    )
+    messages = (Message(SYSTEM, "S"), Message(USER, "U"), Message(ASSISTANT, "?"), Message(USER, "again"))
+    client._tokenizer.chat_template = strict
+    try:
+        assert client.prompt(messages, "A") == "[user]S\n\nU[assistant]?[user]again[model]A"
+        with pytest.raises(BackendError, match="refuses a conversation"):
+            client.prompt((*messages, Message(USER, "twice")), "A")
     finally:
         client._tokenizer.chat_template = None
 

@@ -1,9 +1,12 @@
+import contextlib
 import json
+import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saetool.engines import prompts
 from saetool.llm import replies, tokens
 from saetool.llm.client import USER, Message, Reply, Request
 from saetool.llm.replies import Unreadable
@@ -77,3 +80,41 @@ def test_longer_prompts_are_estimated_to_have_more_tokens() -> None:
     assert tokens.estimate("") == 0
     assert tokens.estimate("The cat sat.") == 4
     assert tokens.prompt_tokens(asked("one two")) < tokens.prompt_tokens(asked("one two three"))
+
+
+JSONISH = st.text(alphabet='{}[]":,0123456789 aeidnsw\\\n', max_size=60)
+
+
+@given(JSONISH | st.text(max_size=60), st.sampled_from(["stop", "length"]))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_model_says_is_read_or_refused(text: str, finish: str) -> None:
+    """A traceback in the midst of a run is neither."""
+    shown = [prompts.Excerpt((" a", " b"), (0, 0))] * 2
+    described = text.replace("1", '"description":').replace("2", '"answer":')
+    for said in (text, described, f'{{"1": {text}, "2": {{}}}}', f'{{"answer": {text}}}'):
+        for read in (prompts.read_strengths(shown), prompts.read_certainties(2), prompts.read_answer(5)):
+            with contextlib.suppress(Unreadable):
+                read(reply(said, finish))
+        with contextlib.suppress(Unreadable):
+            assert prompts.read_description(reply(said, finish))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"1":' * 100_000, '{"1": {"' + "0" * 5000 + '": 1}, "2": {}}', '{"answer": "' + "1" * 5000 + '"}'],
+    ids=["nested", "long place", "long answer"],
+)
+def test_a_model_that_repeats_itself_without_end_is_refused(text: str) -> None:
+    shown = [prompts.Excerpt((" a", " b"), (0, 0))] * 2
+    for read in (prompts.read_strengths(shown), prompts.read_answer(5)):
+        with pytest.raises(Unreadable):
+            read(reply(text))
+
+
+def test_probabilities_that_are_not_known_are_no_answer() -> None:
+    known = Reply("", "stop", 1, 1, ((-1.0, -2.0, -3.0),) * 2)
+    assert prompts.read_answer(3)(known) == 0
+    unknown = Reply("", "stop", 1, 1, ((-1.0,) * 10, (-math.inf,) * 10))
+    for read in (prompts.expected, prompts.read_answer(10)):
+        with pytest.raises(Unreadable):
+            read(Reply("", "stop", 1, 1, unknown.logprobs[::-1]))

@@ -124,6 +124,20 @@ def test_budgets_stop_before_they_are_passed() -> None:
         assert budget.price(caller.usage.sent, caller.usage.received) == 8.0
 
 
+def test_what_a_service_does_not_count_is_estimated(tmp_path: Path) -> None:
+    class Silent(Scripted):
+        async def complete(self, request: Request) -> Reply:
+            self.asked.append(request)
+            return Reply("word " * 1000, "stop", 0, 0)
+
+    with CallStore(None) as store:
+        caller = Caller(Silent(), store, budget=Budget(cost=4000e-6, price_in=0.0, price_out=1.0))
+        with pytest.raises(Stopped):
+            run(caller, *(ask(str(i), max_output_tokens=1000) for i in range(10)))
+        assert len(caller.client.asked) in (3, 4)
+        assert caller.usage.sent > 0
+
+
 def test_kept_answers_alone_can_be_asked_for() -> None:
     with CallStore(None) as store:
         run(Caller(Scripted("a"), store), ask())
