@@ -545,6 +545,26 @@ def test_a_latent_leads_to_its_relatives_and_they_lead_back(run_dir: Path, page:
     assert f"#latent-0-{large}" in cards[f"{name}-{small}"]
 
 
+@pytest.mark.parametrize("gone", [(), ("meta.st",), ("meta.st", "meta-explanations.jsonl")])
+def test_the_meta_sae_of_a_record_is_neither_its_parent_nor_what_it_was_compared_with(
+    run_dir: Path, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    """The record names parent and compared SAEs as its inputs; the meta-SAE itself is known by its last step."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    wanted = h.sha256_file(tmp_path / "run" / "meta.st")
+    for name in gone:
+        (tmp_path / "run" / name).unlink()
+    run = Run(collect.collect([tmp_path / "run"]))
+    (record,) = run.found.of(h.META)
+    assert {i["role"] for i in record.header.inputs} == {"parent", "compare"}
+    assert run.meta_sha256(record) == (wanted if len(gone) < 2 else "")
+    latent, index = record.payload["decompositions"]["latents"][0], record.payload["decompositions"]["indices"][0][0]
+    relations = Relatives(run).of((run.identity(record.payload["parent"]["sha256"]), latent))
+    parts = next(r for r in relations if r.title.startswith("Its meta-latents"))
+    assert parts.sae == (wanted if len(gone) < 2 else "") and index in dict(parts.found)
+    assert "sae-64" not in parts.title
+
+
 def test_families_on_cards_are_the_components(run_dir: Path) -> None:
     run = Run(collect.collect([run_dir]))
     pair = payload(run_dir, "stitch.json")["pairs"][1]
@@ -713,7 +733,7 @@ def test_a_changed_input_is_a_red_row_and_a_warning(run_dir: Path, tmp_path: Pat
     record = json.loads(result.stdout)
     assert any("eval.json was made from sae-64.st" in w for w in record["metrics"]["warnings"])
     parsed = Parsed((tmp_path / "out.html").read_bytes())
-    assert sum(t == "tr" and a.get("class") == "bad" for t, a in parsed.elements) == 2  # eval.json and stitch.json
+    assert sum(t == "tr" and a.get("class") == "bad" for t, a in parsed.elements) == 4  # eval.json, stitch.json, meta.*
     assert "✗" in "".join(map(str, parsed.column("Artifacts on this page", "made from")))
     strict = call(tmp_path / "run", "-o", tmp_path / "strict.html", "--strict")
     assert strict.exit_code == 1 and (tmp_path / "strict.html").exists()
