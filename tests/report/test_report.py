@@ -805,6 +805,7 @@ def test_paths_that_cannot_work_are_refused(run_dir: Path, tmp_path: Path) -> No
     refused(call(run_dir / "eval.json", "-o", run_dir / "eval.json", "--overwrite"), "one of the inputs")
     refused(call(run_dir, "-o", run_dir / "eval.json", "--overwrite"), "one of the inputs")
     refused(call(run_dir, "-o", tmp_path / "r.html", "--features", -1), "--features", code=2)
+    refused(call(run_dir, "-o", tmp_path / "r.html", "--title", " "), "--title", code=2)
     assert (tmp_path / "page.html").read_text().endswith("mine</title>")
     assert not (tmp_path / "r.html").exists()
 
