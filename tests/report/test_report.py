@@ -911,9 +911,17 @@ def test_a_damaged_artifact_is_named_and_the_rest_still_shown(run_dir: Path, tmp
     assert strict.exit_code == 1 and "--strict" in strict.stderr
 
 
+GONE = object()
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (("pairs", 0, "novel_share"), GONE),
+        (("pairs", 0, "reconstruction_share"), GONE),
+        (("pairs", 0, "max_cosine", "mean"), GONE),
+        (("pairs", 0, "max_cosine", "median"), GONE),
+        (("pairs", 0, "data", "roc", "true_positive"), [None, 1.0]),
         (("pairs", 0, "max_cosine", "values"), [0.5]),
         (("pairs", 0, "component_shapes"), [[1, 2]]),
         (("pairs", 0, "data", "path", "l0"), [1.0]),
@@ -932,7 +940,10 @@ def test_a_record_that_contradicts_its_schema_is_damaged(
     place: Any = record
     for step in path[:-1]:
         place = place[step]
-    place[path[-1]] = value
+    if value is GONE:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
     container.write_json(tmp_path / "stitch.json", header, record)
     with pytest.raises(ArtifactError, match="is damaged"):
         collect.collect([tmp_path])
