@@ -777,6 +777,8 @@ def test_the_page_beside_its_inputs_is_up_to_date_when_made_again(
     second = call("--json")
     assert first.exit_code == second.exit_code == 0 and "up to date" in second.stderr
     assert (tmp_path / "run" / "report.html").read_bytes() == before
+    assert call("--overwrite").exit_code == 0  # the page does not count itself among the other files
+    assert (tmp_path / "run" / "report.html").read_bytes() == before
 
 
 def test_dry_run_lists_the_artifacts_and_writes_nothing(run_dir: Path, tmp_path: Path) -> None:
