@@ -79,6 +79,8 @@ def report(
 
     if features is not None and features < 0:
         raise ConfigError(f"--features {features}: must not be negative")
+    if not title.strip():
+        raise ConfigError("--title: must not be empty")
     if contexts < 0:
         raise ConfigError(f"--contexts {contexts}: must not be negative")
     if theme not in THEMES:

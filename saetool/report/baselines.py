@@ -183,7 +183,9 @@ def members(payload: dict[str, Any], fid: str) -> Figure | None:
         f"{number(len(sizes))} meta-latents over {number(payload['n_rows'])} decoder rows; {number(sizes.count(0))} "
         "are active on none. A few that many latents share, and a long tail, is what parts in common look like."
     )
-    return Figure(f"{fid}-members", title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(
+        f"{fid}-members", title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data()
+    )
 
 
 def parents(payload: dict[str, Any]) -> Table | None:

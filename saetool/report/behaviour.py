@@ -42,7 +42,9 @@ def predictor(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
             f" Best balanced accuracy {number(data.get('best_balanced_accuracy'), 3)} at θ = "
             f"{number(data['best_theta'], 3)}."
         )
-    return Figure(f"{fid}-roc", title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(
+        f"{fid}-roc", title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data()
+    )
 
 
 def cumulative(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
@@ -57,9 +59,10 @@ def cumulative(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
         return None
     values = [100 * v for _, _, rows in curves.values() for row in rows for v in defined(row)]
     wide = max(values) - min(values) > 60 and min(values) < 0
+    scale = symlog([*values, 1.0]) if wide else linear(values, include=[0])
     plot = Plot(
         linear([n for _, at, _ in curves.values() for n in at], pad=0.02),
-        symlog([*values, 1.0]) if wide else linear(values, include=[0]),
+        scale,
         "latents added to the small SAE",
         "change of MSE in %" + (" (symlog axis)" if wide else ""),
         [Key(f"{name} latents, mean of orders", series) for name, (series, _, _) in curves.items()],
@@ -83,6 +86,7 @@ def cumulative(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
         f"{n_orders} random orders of each group (thin lines: single orders). Below 0 the latents together improve "
         f"{pair['small']}; a curve that turns up has added more than the error could take."
     )
+    caption += f" Linear within ±{number(scale.linear, 1)} %." if wide else ""
     columns = [Column("latents", numeric=False), Column("orders"), Column("added"), Column("change at the end")]
     columns += [Column("least"), Column("at so many")]
     table = Table(title, columns, rows_)
@@ -97,15 +101,15 @@ def swaps(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
     if not known:
         return None
     drawn = thinned(known, MAX_POINTS)
-    xs, ys = [x for _, x, _ in drawn], [y for _, _, y in drawn]
     plot = Plot(
         symlog([x for _, x, _ in known]),
         symlog([y for _, _, y in known]),
         "change of L0 (symlog axis)",
         "change of MSE (symlog axis)",
     )
-    plot.points(xs, ys, RECONSTRUCTION)
-    plot.remember("component", xs, ys, "number", [i for i, _, _ in drawn], most=500)
+    plot.points([x for _, x, _ in drawn], [y for _, _, y in drawn], RECONSTRUCTION)
+    ids, xs, ys = ([k[a] for k in known] for a in range(3))
+    plot.remember("component", xs, ys, "number", ids, most=500, drawn=thinned(list(range(len(known))), MAX_POINTS))
     plot.horizontal(0.0, rule="zero")
     plot.vertical(0.0, rule="zero")
     title = "Exchanging one component alone"
@@ -191,8 +195,10 @@ def agreement(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figur
     for name, series in reversed(_GROUPS):
         mine = [p for p in drawn if (p[1] < theta) == (name == "novel")]
         plot.points([x for _, x, _ in mine], [y for _, _, y in mine], series, square=name == "novel")
-        every = [p for p in known if (p[1] < theta) == (name == "novel")]
-        plot.remember(name, *([p[a] for p in every] for a in (1, 2)), "latent", [p[0] for p in every], most=300)
+        every, seen = [p for p in known if (p[1] < theta) == (name == "novel")], {p[0] for p in mine}
+        shown = [i for i, p in enumerate(every) if p[0] in seen]
+        ids, xs, ys = ([p[a] for p in every] for a in range(3))
+        plot.remember(name, xs, ys, "latent", ids, most=300, drawn=shown)
     above, r2 = found.get("decoder_cosine_above"), found.get("r2")
     title = "Do latents with like directions fire alike?"
     caption = (
@@ -203,7 +209,9 @@ def agreement(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> Figur
         caption += f" R² = {number(r2, 3)} over the {number(found.get('n'))} with a decoder cosine above {above}."
     if len(drawn) < len(known):
         caption += f" Drawn: {number(len(drawn))} of them, evenly spaced."
-    return Figure(f"{fid}-agreement", title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(
+        f"{fid}-agreement", title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data()
+    )
 
 
 def firing(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
@@ -235,8 +243,8 @@ def firing(pair: Pair, data: dict[str, Any], fid: str) -> Figure | None:
     title = "Error on the tokens where the large SAE's latents fire"
     caption = (
         f"Means over the latents of {pair['large']} that fire on the {number(data.get('n_tokens'))} tokens, of the "
-        "novel ones above, of the reconstruction ones below. Both SAEs err more where a latent fires; the more the "
-        "smaller one does so than the larger, the more the latents stand for something it lacks."
+        "novel ones above, of the reconstruction ones below. The more the smaller SAE's error rises where they fire, "
+        "against the larger's, the more the latents stand for something it lacks."
     )
     rows = [[words(group), words(name), num(v)] for group, name, v, _ in bars]
     table = Table(title, [Column("latents", numeric=False), Column("SAE, tokens", numeric=False), Column("MSE")], rows)

@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from markupsafe import escape
-
 from saetool.report.blocks import Column, Disclosure, Figure, Figures, Line, Table, Text, linked, num, number, words
+from saetool.report.lettering import fitted, text_width, written
 from saetool.report.pairs import Edge, Pair, components, shape
 from saetool.report.run import Run
 from saetool.report.svg import wrap
@@ -14,7 +13,9 @@ N_LARGEST, N_ALIKE, N_SHAPES = 4, 2, 4
 """Components shown: the largest (at most two of one shape), then one of each of the most frequent other shapes."""
 MAX_NODES = 16
 """Latents drawn on one side of a component; its table says how many there are."""
-_ROW, _WIDTH, _SIDE = 28, 620, 205  # pixels
+_ROW, _SIDE, _GAP, _NARROW_GAP = 28, 205, 210, 130  # pixels: a latent, the room for names, the edges between
+_SMALL = 11
+"""Pixels of the letters on edges."""
 
 
 def drawn_components(run: Run, pair: Pair) -> tuple[list[list[Edge]], list[list[Edge]], int]:
@@ -106,7 +107,8 @@ def component_figure(
     ]
     note = f"The {len(shown)} largest of {number(len(component))} cosines." if len(shown) < len(component) else ""
     table = Table(f"Edges of the component {title}", columns, rows, note=note)
-    drawn = _figure(run, pair, component, small, large, names, title, fid, table, more)
+    gap = _NARROW_GAP if beside else _GAP
+    drawn = _figure(run, pair, component, small, large, names, title, fid, table, more, gap)
     return replace(drawn, wide=False, dense=True) if beside else drawn
 
 
@@ -125,6 +127,7 @@ def _figure(
     fid: str,
     table: Table,
     more: str,
+    gap: int,
 ) -> Figure:
     """The component as a drawing; sides longer than ``MAX_NODES`` show the latents with the strongest edges."""
     strongest = sorted(component, key=lambda e: (-e[2], e[0], e[1]))
@@ -135,25 +138,25 @@ def _figure(
     height = 34 + _ROW * rows + 6
     y_left = {a: 34 + _ROW * (i + (rows - len(left)) / 2 + 0.5) for i, a in enumerate(left)}
     y_right = {b: 34 + _ROW * (i + (rows - len(right)) / 2 + 0.5) for i, b in enumerate(right)}
-    x0, x1 = _SIDE, _WIDTH - _SIDE
+    # The names on the left get the room they need: latents without a description need little.
+    wanted = [text_width(_label(a, names[0, a])) for a in left] + [1.12 * text_width(pair["small"])]
+    x0 = round(min(_SIDE, max(wanted) + 16))
+    x1, width = x0 + gap, x0 + gap + _SIDE
     out = [
-        f'<text class="label" x="{x0}" y="14" text-anchor="end">{escape(pair["small"])}</text>',
-        f'<text class="label" x="{x1}" y="14">{escape(pair["large"])}</text>',
+        f'<text class="label" x="{x0}" y="14" text-anchor="end">{_head(pair["small"], x0)}</text>',
+        f'<text class="label" x="{x1}" y="14">{_head(pair["large"], _SIDE)}</text>',
     ]
     for a, b, cosine in sorted(edges, key=lambda e: e[2]):
         weight = 1 + round(3 * max(0.0, min(cosine, 1.0)))
         said = f"small {a} – large {b}: cosine {cosine:.3f}"
         out.append(
             f'<path class="edge w{weight}" d="M{x0 + 6} {y_left[a]:.1f}L{x1 - 6} {y_right[b]:.1f}">'
-            f"<title>{escape(said)}</title></path>"
+            f"<title>{written(said)}</title></path>"
         )
     if len(edges) <= 12:
-        for i, (a, b, cosine) in enumerate(edges):
-            # Where edges fan out from one side, they lie furthest apart near the other.
-            share = 0.74 if len(left) < len(right) else 0.26 if len(right) < len(left) else (0.3, 0.7)[i % 2]
-            x = x0 + share * (x1 - x0)
-            y = y_left[a] + share * (y_right[b] - y_left[a]) - 3
-            out.append(f'<text class="halo small" x="{x:.0f}" y="{y:.1f}" text-anchor="middle">{cosine:.2f}</text>')
+        ends = [((x0, y_left[a]), (x1, y_right[b]), cosine) for a, b, cosine in edges]
+        # Where edges fan out from one side, they lie furthest apart near the other.
+        out += _cosines(ends, 0.74 if len(left) < len(right) else 0.26 if len(right) < len(left) else 0.5)
     for side, places, x in ((0, y_left, x0), (1, y_right, x1)):
         for latent, y in places.items():
             out.append(_node(side, latent, names[side, latent], x, y))
@@ -163,7 +166,7 @@ def _figure(
     caption = f"{counts[0]} (cosine at least θ) between {number(len(small))} small and {counts[1]}."
     if len(left) < len(small) or len(right) < len(large):
         caption += f" Drawn: the {len(left)} and {len(right)} with the largest cosines."
-    drawing = wrap(_WIDTH, height, f"Component {title}", caption, "".join(out))
+    drawing = wrap(width, height, f"Component {title}", caption, "".join(out))
     what = f"{pair['small']} → {pair['large']}: {title}" + (f", {more}" if more else "")
     return Figure(fid, what, caption, drawing, table, wide=True, links=_links(run, pair, left, right))
 
@@ -184,6 +187,26 @@ def _links(run: Run, pair: dict[str, Any], left: list[int], right: list[int]) ->
     return Line(parts) if parts else None
 
 
+def _cosines(ends: list[tuple[tuple[float, float], tuple[float, float], float]], first: float) -> list[str]:
+    """The cosines beside their edges, near the share ``first`` of the way, each where no other is: else left out."""
+    out: list[str] = []
+    taken: list[tuple[float, float]] = []
+    width, height = text_width("0.00", _SMALL) + 4, _SMALL + 1
+    for (x0, y0), (x1, y1), cosine in ends:
+        for share in sorted((0.2, 0.32, 0.5, 0.68, 0.8, first), key=lambda s: abs(s - first)):
+            x, y = x0 + share * (x1 - x0), y0 + share * (y1 - y0) - 3
+            if all(abs(x - a) >= width or abs(y - b) >= height for a, b in taken):
+                taken.append((x, y))
+                out.append(f'<text class="halo small" x="{x:.0f}" y="{y:.1f}" text-anchor="middle">{cosine:.2f}</text>')
+                break
+    return out
+
+
+def _head(name: str, room: float) -> str:
+    """An SAE's name over its latents."""
+    return str(written(fitted(name, room / 1.12 - 2, middle=True)))
+
+
 def _by_neighbour(right: list[int], left: list[int], component: list[Edge]) -> list[int]:
     """Right-hand latents ordered by the mean place of their neighbours, so that few edges cross."""
     place = {a: i for i, a in enumerate(left)}
@@ -200,7 +223,7 @@ def _first(strongest: list[Edge], side: int) -> list[int]:
 
 
 def _node(side: int, latent: int, description: str | None, x: float, y: float) -> str:
-    text = str(latent) if not description else f"{latent} · {_cut(description)}"
+    text = fitted(_label(latent, description), _SIDE - 13)
     whole = f"latent {latent}" + (f": {description}" if description else "")
     anchor, dx = (' text-anchor="end"', -9) if side == 0 else ("", 9)
     shape_ = (
@@ -208,8 +231,8 @@ def _node(side: int, latent: int, description: str | None, x: float, y: float) -
         if side == 0
         else f'<path class="mark s2" d="M{x - 4} {y - 4:.1f}h8v8h-8z"/>'
     )
-    return f'{shape_}<text x="{x + dx}" y="{y + 4:.1f}"{anchor}><title>{escape(whole)}</title>{escape(text)}</text>'
+    return f'{shape_}<text x="{x + dx}" y="{y + 4:.1f}"{anchor}><title>{written(whole)}</title>{written(text)}</text>'
 
 
-def _cut(text: str, limit: int = 24) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _label(latent: int, description: str | None) -> str:
+    return f"{latent} · {description}" if description else str(latent)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from saetool.report.blocks import (
     Card,
@@ -23,6 +23,7 @@ from saetool.report.browser import component_id, drawn_components
 from saetool.report.choice import Chosen, Record, Shelf
 from saetool.report.collect import strings_of
 from saetool.report.contexts import Shown, contexts
+from saetool.report.lettering import written
 from saetool.report.pairs import histogram, pairs_of
 from saetool.report.relatives import Family, Key, Relation
 from saetool.report.run import Run, score
@@ -110,7 +111,7 @@ def activation_histogram(values: Sequence[float]) -> Markup | None:
     )  # fmt: skip
     said = f"{len(values):,} tokens with an activation, from 0 to {number(top, 3)}; at most {high:,} in one bar"
     drawing = f'<path class="bar s1" d="{bars}"/><path class="axis" d="M4 44.5H220"/>'
-    drawing += f'<text x="4" y="57">0</text><text x="220" y="57" text-anchor="end">{escape(number(top, 3))}</text>'
+    drawing += f'<text x="4" y="57">0</text><text x="220" y="57" text-anchor="end">{written(number(top, 3))}</text>'
     return wrap(224, 60, "Activations in its windows", said, drawing)
 
 

@@ -45,7 +45,7 @@ class Chosen:
 
 
 def choose_cards(run: Run) -> Chosen:
-    """Latents of every explanations file by ``run.look``, then up to half as many relatives, most linked first.
+    """Latents of every explanations file by ``run.look``, then up to half as many relatives: most linked, then closest.
 
     Raises ``ConfigError`` if a latent that was listed has no explanation.
     """
@@ -68,10 +68,15 @@ def choose_cards(run: Run) -> Chosen:
         for record in choose(explained, n, look):
             asked[sae, record["latent"]] = None
     kin: Counter[Key] = Counter()
+    closest: dict[Key, float] = {}
     for key in asked:
-        kin.update(k for r in relatives.of(key) for n, _ in r.found if (k := (r.sae, n)) not in asked and r.sae)
+        for relation in relatives.of(key):
+            for n, value in relation.found:
+                if relation.sae and (other := (relation.sae, n)) not in asked:
+                    kin[other] += 1
+                    closest[other] = max(value, closest.get(other, value))
     drawn = dict.fromkeys(k for k in members_of_examples(run) if k not in asked)
-    ranked = sorted(kin, key=lambda k: (-kin[k], k not in records, k))
+    ranked = sorted(kin, key=lambda k: (-kin[k], k not in records, -closest[k], k))
     ranked = [*drawn, *(k for k in ranked if k not in drawn)][: max(len(drawn), look.features // 2)]
     for sae, _ in ranked:
         names.setdefault(sae, (relatives.name(sae), None))

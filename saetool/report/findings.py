@@ -12,6 +12,7 @@ from saetool.report.pairs import Pair, group_at, is_control, pairs_of
 from saetool.report.quality import autointerp_mean
 from saetool.report.run import Run, mean
 from saetool.report.score_figures import scored
+from saetool.report.splits import fates
 
 SIMILAR_L0 = 0.15
 """SAEs whose L0 differ by less than this share of the smallest are compared by width."""
@@ -29,14 +30,17 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _quality(run: Run) -> Iterable[str]:
-    for artifact in run.found.of(h.EVAL):
+    records = run.found.of(h.EVAL)
+    for artifact in records:
         saes = artifact.payload["saes"]
+        where = f" ({artifact.label})" if len(records) > 1 else ""
         yield from _widths(saes)
         recovered = [s["ce"]["ce_loss_score_zero"] for s in saes if (s.get("ce") or {}).get("ce_loss_score_zero")]
         if recovered:
             low, high = min(recovered), max(recovered)
             share = percent(low) if low == high else f"{percent(low)} to {percent(high)}"
-            yield f"With x̂ in place of x the language model keeps {share} of the cross-entropy that zeros would cost."
+            kept = f"the language model keeps {share} of the cross-entropy that zeros would cost"
+            yield f"With x̂ in place of x {kept}{where}."
         dead = [s for s in saes if s["metrics"].get("dead")]
         if dead:
             parts = [f"{s['name']} {number(s['metrics']['dead'])} of {number(s['d_sae'])}" for s in dead]
@@ -67,18 +71,26 @@ def _widths(saes: list[dict[str, Any]]) -> Iterable[str]:
 
 def _stitching(run: Run) -> Iterable[str]:
     pairs = pairs_of(run)
-    yield from _shares(pairs)
-    measured = [(a, p) for a, p in pairs if p.get("data")]
-    wide = [(a, p) for a, p in measured if not is_control(p)]
-    once = list({(p["small_sha256"], p["large_sha256"]): (a, p) for a, p in wide}.values())
-    aucs = [f"{_pair(p)} {number(p['data']['auc'], 3)}" for a, p in once if p["data"].get("auc") is not None]
+    wide = [(a, p) for a, p in pairs if not is_control(p)]
+    by_pair: dict[tuple[str, str], list[tuple[float, Pair]]] = {}
+    for artifact, pair in wide:
+        by_pair.setdefault((pair["small_sha256"], pair["large_sha256"]), []).append((artifact.payload["theta"], pair))
+    # Pairs that were measured on activations first: they are the steps of the ladder.
+    compared = sorted(by_pair.values(), key=lambda at: not any(p.get("data") for _, p in at))
+    yield from (_splits(at) for at in compared[:_MOST])
+    yield from _seeds(pairs)
+    aucs = [
+        f"{_pair(pair)} {number(auc, 3)}"
+        for _, pair in (at[0] for at in compared)
+        if (auc := (pair.get("data") or {}).get("auc")) is not None
+    ]
     if aucs:
         yield f"AUC of max cosine as predictor of the effect's sign: {_joined(aucs)} (0.5 is chance)."
-    for _, pair in once[:_MOST]:
-        yield from _groups(pair, pair["data"].get("best_theta"), "At the best θ,")
-    for artifact, pair in wide[: 2 * _MOST]:
-        yield from _groups(pair, artifact.payload["theta"], "At θ =")
-    ends = [d for _, p in measured if (d := end_difference(p)) is not None]
+    yield from [text for at in compared if (text := _groups(at))][:_MOST]
+    if len(compared) > _MOST:
+        more = len(compared) - _MOST
+        yield f"{number(more)} more pair{'s' * (more > 1)} of SAEs {'are' if more > 1 else 'is'} compared below."
+    ends = [d for _, p in pairs if p.get("data") and (d := end_difference(p)) is not None]
     if ends:
         many = "Path ends equal" if len(ends) > 1 else "The path's ends equal"
         close = max(ends) < 1e-3
@@ -86,28 +98,52 @@ def _stitching(run: Run) -> Iterable[str]:
         yield f"{verb} the SAEs' own numbers (largest relative difference of MSE {number(max(ends), 2)})."
 
 
-def _groups(pair: Pair, theta: float | None, words: str) -> Iterable[str]:
-    """What adding all novel, and all reconstruction, latents at ``theta`` does."""
-    group = group_at(pair, theta) if theta is not None else {}
-    novel, rest = group.get("novel_delta"), group.get("reconstruction_delta")
-    if novel is not None and rest is not None:
-        yield (
-            f"{words} {theta:.3g}, adding all novel latents changes the MSE by {percent(novel, signed=True)}, adding "
-            f"the reconstruction latents by {percent(rest, signed=True)} ({_pair(pair)})."
-        )
+def _splits(at: Sequence[tuple[float, Pair]]) -> str:
+    """Who splits into whom at each θ: what becomes of the smaller SAE's latents, how many of the larger's are new."""
+    parts = []
+    for theta, pair in at:
+        found = fates(pair)
+        said = [
+            text.format(number(found[key][0]), number(found[key][1]))
+            for key, text in (
+                ("one", "{} live on as one"),
+                ("split", "{} split into {}"),
+                ("merge", "{} merge into {}"),
+                ("family", "{} share families with {}"),
+                ("alone", "{} have no partner"),
+            )
+            if found[key][0]
+        ]
+        said.append(f"{percent(pair['novel_share'])} of the {number(pair['n_large'])} are new")
+        parts.append(f"at θ = {theta:g}, of {number(pair['n_small'])} latents {', '.join(said)}")
+    return f"{_pair(at[0][1])}: {'; '.join(parts)}."
+
+
+def _groups(at: Sequence[tuple[float, Pair]]) -> str:
+    """What adding all novel, and all reconstruction, latents does, at each θ and at the best; '' if not measured."""
+    pair = next((p for _, p in at if p.get("data")), at[0][1])
+    best = (pair.get("data") or {}).get("best_theta")
+    asked = [(f"at θ = {theta:g}", group_at(p, theta)) for theta, p in at]
+    asked += [(f"at the θ that tells harm best, {best:.3g}", group_at(pair, best))] if best is not None else []
+    known = [(w, g) for w, g in asked if None not in (g.get("novel_delta"), g.get("reconstruction_delta"))]
+    if not known:
+        return ""
+    novel = ", ".join(f"{percent(g['novel_delta'], signed=True)} {where}" for where, g in known)
+    rest = ", ".join(percent(g["reconstruction_delta"], signed=True) for _, g in known)
+    return (
+        f"Adding all novel latents of {pair['large']} to {pair['small']} changes its MSE by {novel}; adding the "
+        f"reconstruction latents instead by {rest}."
+    )
 
 
 def _pair(pair: Pair) -> str:
     return f"{pair['small']} → {pair['large']}"
 
 
-def _shares(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
-    """Novelty between widths at each θ, against what two seeds of one width already differ by."""
+def _seeds(pairs: Sequence[tuple[Artifact, Pair]]) -> Iterable[str]:
+    """What two seeds of one width already differ by, against novelty between widths."""
     controls = [(a, p) for a, p in pairs if is_control(p) and p["reconstruction_share"] is not None]
     wide = [(a, p) for a, p in pairs if not is_control(p) and p["novel_share"] is not None]
-    for theta in sorted({a.payload["theta"] for a, _ in wide}, reverse=True):
-        parts = [f"{percent(p['novel_share'])} ({_pair(p)})" for a, p in wide if a.payload["theta"] == theta]
-        yield f"Share of the larger SAE's latents that are new to the smaller at θ = {theta:g}: {_joined(parts)}."
     for artifact, control in controls[:_MOST]:
         theta = artifact.payload["theta"]
         text = (

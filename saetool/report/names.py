@@ -59,8 +59,9 @@ def _renamed(artifact: Artifact, names: Names, beside: Mapping[tuple[str, str], 
         folder = artifact.label.rpartition("/")[0]
         payload = [{**r, "sae": beside.get((folder, r["sae"]), r["sae"])} for r in payload]
     if artifact.schema == h.META and (compared := payload.get("compare")):  # one of the pool, by its name alone
-        pool = zip(artifact.payload["compare"]["pool"], compared["pool"], strict=True)
-        compared["comparable"] = {old["name"]: new["name"] for old, new in pool}[compared["comparable"]]
+        pool = zip(artifact.payload["compare"].get("pool") or [], compared.get("pool") or [], strict=True)
+        named = {old["name"]: new["name"] for old, new in pool}
+        compared["comparable"] = named.get(compared.get("comparable"), compared.get("comparable"))
     return dataclasses.replace(artifact, header=header, payload=payload, shown=names.get(artifact.sha256))
 
 

@@ -80,9 +80,11 @@ def effects(run: Run, pair: Pair, data: dict[str, Any], theta: float, fid: str) 
     quadrants: Counter[tuple[str, str]] = Counter()
     for name, series in (("reconstruction", RECONSTRUCTION), ("novel", NOVEL)):
         mine = [p for p in drawn if (p[1] < theta) == (name == "novel")]
-        xs, ys = [c for _, c, _ in mine], [e for _, _, e in mine]
-        plot.points(xs, ys, series, square=name == "novel")
-        plot.remember(name, xs, ys, "latent", [i for i, _, _ in mine], run.prefix(pair["large_sha256"]))
+        plot.points([c for _, c, _ in mine], [e for _, _, e in mine], series, square=name == "novel")
+        every, seen = [p for p in known if (p[1] < theta) == (name == "novel")], {p[0] for p in mine}
+        ids, xs, ys = ([p[a] for p in every] for a in range(3))
+        shown = [i for i, p in enumerate(every) if p[0] in seen]
+        plot.remember(name, xs, ys, "latent", ids, run.prefix(pair["large_sha256"]), drawn=shown)
     for _, c, e in known:
         quadrants["novel" if c < theta else "reconstruction", _sign(e)] += 1
     plot.horizontal(0.0, rule="zero")
@@ -119,9 +121,12 @@ def group_effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> F
         return None
     thetas = [g["theta"] for g in groups]
     wide = max(abs(v) for v in values) > 60
+    # Linear as far as the novel latents reach: what they do is the smaller effect and the one in question.
+    novel = [100 * g["novel_delta"] for g in groups if g.get("novel_delta")]
+    scale = symlog([*values, 1.0], linear_for=novel) if wide else linear(values, include=[0])
     plot = Plot(
         linear(thetas),
-        symlog([*values, 1.0]) if wide else linear(values, include=[0]),
+        scale,
         "θ",
         "change of MSE in %" + (" (symlog axis)" if wide else ""),
         [Key(f"all {n} latents added", s) for n, _, s in names],
@@ -134,6 +139,7 @@ def group_effects(pair: Pair, data: dict[str, Any], theta: float, fid: str) -> F
     plot.vertical(theta, f"θ = {theta:g}", rule="rule2")
     title = "Adding a whole group of latents to the small SAE"
     caption = f"{len(groups)} values of θ. Below 0 the group improves the small SAE, above it harms."
+    caption += f" Linear within ±{number(scale.linear, 1)} %." if wide else ""
     columns = [Column("θ"), Column("novel"), Column("reconstruction")]
     rows = [
         [num(g["theta"]), *(pct(g.get(f), signed=True) for f in ("novel_delta", "reconstruction_delta"))]

@@ -87,16 +87,17 @@ def path_sparsity(pair: Pair, data: dict[str, Any], fid: str) -> Figure:
             plot.mark(x, y, NEUTRAL, name)
     title = "Sparsity and error on the same way"
     caption = _path_caption(pair)
-    return Figure(f"{fid}-l0", title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(f"{fid}-l0", title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data())
 
 
 def _draw_phases(plot: Plot, pair: Pair, xs: list[Any], ys: list[Any], known: set[int] | None = None) -> None:
     for phase in phases(pair):
-        drawn = thinned([i for i in phase.states if known is None or i in known], MAX_PHASE_POINTS)
-        px, py = [xs[i] for i in drawn], [ys[i] for i in drawn]
+        states = [i for i in phase.states if known is None or i in known]
+        drawn = thinned(list(range(len(states))), MAX_PHASE_POINTS)
         if len(drawn) > 1:
-            plot.line(px, py, phase.series)
-            plot.remember(phase.name, px, py, "step", drawn, most=100)
+            plot.line([xs[states[i]] for i in drawn], [ys[states[i]] for i in drawn], phase.series)
+            px, py = [xs[i] for i in states], [ys[i] for i in states]
+            plot.remember(phase.name, px, py, "step", states, most=100, drawn=drawn)
 
 
 def _path_caption(pair: Pair) -> str:

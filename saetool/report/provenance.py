@@ -3,12 +3,11 @@
 import json
 from typing import Any
 
-from markupsafe import escape
-
 from saetool.artifacts import header as h
 from saetool.artifacts.header import KINDS
 from saetool.report.blocks import Cell, Column, Disclosure, Figure, Listing, Section, Table, number, words
 from saetool.report.collect import Artifact, Found
+from saetool.report.lettering import fitted, written
 from saetool.report.run import last_entry
 from saetool.report.svg import wrap
 
@@ -117,12 +116,12 @@ def _chain(found: Found) -> Figure:
         out.append(f'<path class="tip" d="M{x1} {y1:.1f}l-6 -3.5v7z"/>')
     for sha, (x, y) in place.items():
         name, kind, given = names[sha]
-        shown = name if len(name) <= 22 else name[:21] + "…"
+        shown = fitted(name, _BOX - 12, middle=True)
         out.append(
-            f"<g><title>{escape(f'{name} ({kind}) {sha}')}</title>"
+            f"<g><title>{written(f'{name} ({kind}) {sha}')}</title>"
             f'<rect class="{"box" if given else "box absent"}" x="{x}" y="{y:.1f}" width="{_BOX}" height="33" rx="4"/>'
-            f'<text x="{x + 8}" y="{y + 14:.1f}">{escape(shown)}</text>'
-            f'<text class="faint" x="{x + 8}" y="{y + 27:.1f}">{escape(kind)}</text></g>'
+            f'<text x="{x + 8}" y="{y + 14:.1f}">{written(shown)}</text>'
+            f'<text class="faint" x="{x + 8}" y="{y + 27:.1f}">{written(kind)}</text></g>'
         )
     given = len(found.artifacts)
     absent = len(names) - given

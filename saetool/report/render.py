@@ -17,14 +17,12 @@ from markupsafe import Markup
 
 from saetool.artifacts import header as h
 from saetool.errors import ArtifactError
+from saetool.report.lettering import visible
 from saetool.report.sections import Page
 
-LAYOUT = 3
+LAYOUT = 4
 """Rises when the page's form changes, so that an older page is made anew."""
 _HEADER = re.compile(rb'<script type="application/json" id="saetool">(.*?)</script>', re.DOTALL)
-_CONTROL = {i: chr(0x2400 + i) for i in range(32)} | {0x7F: "␡", 0x0A: "⏎", 0x09: "⇥"}
-# Characters that turn the reading direction around are shown by name, or they would reorder the text after them.
-_BIDI = {c: f"⟨U+{c:04X}⟩" for c in (0x202A, 0x202B, 0x202C, 0x202D, 0x202E, 0x2066, 0x2067, 0x2068, 0x2069)}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -67,11 +65,6 @@ def render(page: Page, header: h.Header, form: Form | None = None, *, autoescape
         record=page.record(),
     )
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", html).encode("utf-8")
-
-
-def visible(text: str) -> str:
-    """``text`` with characters that cannot be seen (line ends, controls, direction marks) as signs that can."""
-    return text.translate(_CONTROL | _BIDI)
 
 
 def _hash(text: str) -> str:

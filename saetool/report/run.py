@@ -189,13 +189,14 @@ class Run:
         return self._series.get(self.origin(name, sha256), 0)
 
     def meta_sha256(self, artifact: Artifact) -> str:
-        """The hash of the meta-SAE that a meta record is about ('' if it cannot be told)."""
-        parent = artifact.payload["parent"]["sha256"]
-        for item in artifact.header.inputs:
-            if item["schema"] == h.SAE and item["sha256"] != parent:
-                return item["sha256"]
-        # The meta-SAE is written with its record: the same last step of history, or the same name.
-        saes = self.found.of(h.SAE)
-        same = [s for s in saes if last_entry(s) and last_entry(s) == last_entry(artifact)]
-        beside = [s for s in saes if s.label == artifact.label.removesuffix(".json") + ".st"]
-        return next((s.sha256 for s in [*same, *beside]), "")
+        """The hash of the meta-SAE that a meta record is about ('' if it cannot be told).
+
+        It is no input of the record (those are its parents and what it was compared with): both are written by the
+        same step, which is the last of their histories and lies in that of the meta-SAE's explanations.
+        """
+        step = last_entry(artifact)
+        saes = [s for s in self.found.of(h.SAE) if last_entry(s).get("verb") == "meta"]
+        same = [s.sha256 for s in saes if last_entry(s) == step]
+        told = [e.sae_sha256 for e in self.explanations if step and step in e.artifact.header.history]
+        beside = [s.sha256 for s in saes if s.label == artifact.label.removesuffix(".json") + ".st"]
+        return next((s for s in [*same, *told, *beside] if s), "")

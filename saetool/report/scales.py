@@ -68,12 +68,17 @@ def log(values: Values) -> Scale:
     return Scale("log", low / 1.15, high * 1.15) if high > low else Scale("log", low / 2, high * 2)
 
 
-def symlog(values: Values) -> Scale:
-    """A signed logarithmic scale, linear below the (decade of the) median size of ``values``."""
+def symlog(values: Values, *, linear_for: Values = ()) -> Scale:
+    """A signed logarithmic scale over ``values``, linear below the (decade of the) median size of ``linear_for``.
+
+    Without ``linear_for`` of ``values``. A side of zero without values gets little room.
+    """
     known = [v for v in defined(values) if v] or [1.0]
-    sizes = sorted(abs(v) for v in known)
+    sizes = sorted(abs(v) for v in defined(linear_for) if v) or sorted(abs(v) for v in known)
     unit = 10.0 ** math.floor(math.log10(sizes[len(sizes) // 2]))
-    return Scale("symlog", min(*known, -unit) * 1.3, max(*known, unit) * 1.3, linear=unit)
+    low = min(*known, -unit) if min(known) < 0 else -0.25 * unit
+    high = max(*known, unit) if max(known) > 0 else 0.25 * unit
+    return Scale("symlog", 1.3 * low, 1.3 * high, linear=unit)
 
 
 def _linear_ticks(low: float, high: float) -> list[tuple[float, str]]:

@@ -91,7 +91,7 @@ def ecdf(e: Explained, index: int) -> Figure | None:
     medians = ", ".join(f"{name} {number(v[len(v) // 2], 3)} (n = {number(len(v))})" for name, v, _ in curves)
     caption = f"Medians: {medians}. The further right of the control a curve lies, the more the descriptions say."
     fid = f"explained-{index}-ecdf"
-    return Figure(fid, title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(fid, title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data())
 
 
 def by_density(run: Run, e: Explained, index: int) -> Figure | None:
@@ -106,9 +106,8 @@ def by_density(run: Run, e: Explained, index: int) -> Figure | None:
         "share of tokens the latent fires on (log scale)",
         "correlation",
     )
-    xs, ys = [d for _, d, _ in drawn], [v for _, _, v in drawn]
-    plot.points(xs, ys, RECONSTRUCTION)
-    plot.remember("latent", xs, ys, "number", [n for n, _, _ in drawn], run.prefix(e.sae_sha256))
+    plot.points([d for _, d, _ in drawn], [v for _, _, v in drawn], RECONSTRUCTION)
+    _remember(plot, run, e, known)
     title = f"Are rare latents harder to describe? ({e.artifact.label})"
     caption = f"{number(len(known))} latents with a score."
     half = sorted(known, key=lambda k: k[1])
@@ -118,7 +117,14 @@ def by_density(run: Run, e: Explained, index: int) -> Figure | None:
     if len(drawn) < len(known):
         caption += f" Drawn: {number(len(drawn))} of them, evenly spaced."
     fid = f"explained-{index}-density"
-    return Figure(fid, title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(fid, title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data())
+
+
+def _remember(plot: Plot, run: Run, e: Explained, known: list[tuple[int, float, float]]) -> None:
+    """All (latent, x, y) as the figure's data; hovering knows those that are drawn."""
+    ids, xs, ys = ([k[a] for k in known] for a in range(3))
+    drawn = thinned(list(range(len(known))), MAX_POINTS)
+    plot.remember("latent", xs, ys, "number", ids, run.prefix(e.sae_sha256), drawn=drawn)
 
 
 def against_floor(run: Run, e: Explained, index: int) -> Figure | None:
@@ -135,16 +141,15 @@ def against_floor(run: Run, e: Explained, index: int) -> Figure | None:
         "correlation of the language model",
     )
     plot.line([low, 1.0], [low, 1.0], NEUTRAL, markers=False)
-    xs, ys = [f for _, f, _ in drawn], [v for _, _, v in drawn]
-    plot.points(xs, ys, RECONSTRUCTION)
-    plot.remember("latent", xs, ys, "number", [n for n, _, _ in drawn], run.prefix(e.sae_sha256))
+    plot.points([f for _, f, _ in drawn], [v for _, _, v in drawn], RECONSTRUCTION)
+    _remember(plot, run, e, known)
     title = f"Does the language model say more than the tokens? ({e.artifact.label})"
     above = sum(v > f for _, f, v in known)
     caption = f"{number(len(known))} latents; {percent(above / len(known))} lie above the diagonal, where it does."
     if len(drawn) < len(known):
         caption += f" Drawn: {number(len(drawn))} of them, evenly spaced."
     fid = f"explained-{index}-floor"
-    return Figure(fid, title, caption, plot.draw(title, caption), None, plot.hover(), plot.data())
+    return Figure(fid, title, caption, plot.draw(title, caption), plot.sample(title), plot.hover(), plot.data())
 
 
 def choice_figure(found: list[tuple[Explained, dict[str, float]]]) -> Figure:

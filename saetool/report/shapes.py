@@ -12,9 +12,10 @@ from saetool.artifacts import header as h
 
 @dataclass(frozen=True)
 class Maybe:
-    """Null, a missing field, or ``shape``."""
+    """Null, a missing field (unless it is ``required``), or ``shape``."""
 
     shape: Any
+    required: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Each:
 
 INT = int
 NUMBER = Maybe((int, float))  # undefined numbers are written as null
+STATED = Maybe((int, float), required=True)  # undefined is allowed, unsaid is not
 TEXT = str
 HISTOGRAM = {"edges": [(int, float)], "counts": [(int, float)]}
 
@@ -63,7 +65,7 @@ _DATA = {
     "effects": Maybe({"delta_mse": [NUMBER]}),
     "auc": NUMBER,
     "best_theta": NUMBER,
-    "roc": Maybe(Each([NUMBER])),
+    "roc": Maybe({"false_positive": [(int, float)], "true_positive": [(int, float)], "theta": Maybe([NUMBER])}),
     "swaps": Maybe({"delta_mse": [NUMBER], "delta_l0": [NUMBER], "median_mse": NUMBER, "median_l0": NUMBER}),
     "cumulative": Maybe({name: [INT] for name in ("n_novel", "n_reconstruction")} | {"novel": [[NUMBER]]}),
     "latent_scaling": Maybe({"error": [NUMBER]}),
@@ -98,13 +100,13 @@ STITCH = {
             "n_large": INT,
             "novel": INT,
             "reconstruction": INT,
-            "novel_share": NUMBER,
-            "reconstruction_share": NUMBER,
+            "novel_share": STATED,
+            "reconstruction_share": STATED,
             "unmatched_small": INT,
             "components": INT,
             "component_shapes": [[INT]],
             "nearest": Maybe([NUMBER]),
-            "max_cosine": {"mean": NUMBER, "median": NUMBER, "values": [NUMBER]},
+            "max_cosine": {"mean": STATED, "median": STATED, "values": [NUMBER]},
             "edges": Maybe([[(int, float)]]),
             "sweep": Maybe([Each(NUMBER)]),
             "null": Maybe(Each(NUMBER)),
@@ -120,8 +122,8 @@ META = {
     "n_rows": INT,
     "k": (int, float),
     "d_sae": INT,
-    "variance_explained": {"threshold_mode": NUMBER, "train_mode": NUMBER},
-    "controls": Maybe([{"name": TEXT, "variance_explained": NUMBER}]),
+    "variance_explained": {"threshold_mode": STATED, "train_mode": STATED},
+    "controls": Maybe([{"name": TEXT, "variance_explained": STATED}]),
     "max_cosine": Maybe(Each(HISTOGRAM)),
     "bars": Maybe([{"name": TEXT, "variance_explained": NUMBER, "mse_mean": NUMBER, "mean_active": NUMBER}]),
     "meta_latents": Maybe({"n_members": [INT]}),
@@ -218,7 +220,7 @@ def wrong(value: Any, shape: Any, where: str = "") -> str | None:
             return f"{at} is not an object"
         for name, inner in shape.items():
             inside = f"{where}.{name}" if where else name
-            if name not in value and not isinstance(inner, Maybe):
+            if name not in value and not (isinstance(inner, Maybe) and not inner.required):
                 return f"{inside} is missing"
             if found := wrong(value.get(name), inner, inside):
                 return found

@@ -9,15 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from saetool.report.blocks import Cell, Column, Table, num
+from saetool.report.blocks import ABSENT, Cell, Column, Table, num
+from saetool.report.lettering import fitted, text_width, written
 from saetool.report.scales import Scale, Values
 from saetool.report.thinning import thinned
 
 N_SERIES = 7
 """Distinct series (colour + dash + marker); the eighth repeats the first."""
-_CHARACTER = 6.6  # width of a 12.5-pixel sans-serif character, on average
+_SAMPLE = 16
+"""Rows of the table under a drawing that holds some of its points."""
+_BOLD = 1.12  # how much wider the letters of an axis' name are
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,16 @@ class Plot:
     _labels: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.y_names is not None:  # names get the room they need, up to half of the drawing
+            needed = max((text_width(text) for _, text in self.y_names), default=0) + 12
+            self.left = round(max(self.left, min(needed, self.width / 2)))
         self._rows = _legend_rows(self.keys, self.width - self.left - 8)
+        self.height += 18 * max(0, len(self._rows) - 3)  # a long legend takes no room from the plot
         self.top = 12 + 18 * len(self._rows)
         self.bottom = self.height - 44
         self.right = self.width - 18
         if self.y_label and self.y_names is None:  # long numbers must not run into the axis' name
-            self.left = max(self.left, round(30 + 6.9 * max((len(text) for _, text in self.y.ticks()), default=0)))
+            self.left = max(self.left, round(28 + max((text_width(text) for _, text in self.y.ticks()), default=0)))
         self.x = self.x.placed(self.left, self.right)
         self.y = self.y.placed(self.bottom, self.top)
 
@@ -97,7 +104,8 @@ class Plot:
         self._over.append(marker(series % N_SERIES + 1, px, py, 4.6))
         if not label:
             return
-        width = _CHARACTER * len(label)
+        label = fitted(label, self.right - self.left, middle=True)
+        width = text_width(label)
         places = [(px + dx, py + dy) for dy in (-8, 17, -22, 31) for dx in (-4, 4 - width, -width / 2)]
         fits = [
             p for p in places if self.left < p[0] and p[0] + width < self.right and self.top + 8 < p[1] < self.bottom
@@ -105,7 +113,7 @@ class Plot:
         free = [p for p in fits if not any(_overlap((p[0], p[1], width, 14), other) for other in self._labels)]
         left, base = (free or fits or places)[0]
         self._labels.append((left, base, width, 14))
-        self._over.append(f'<text class="halo" x="{left:.1f}" y="{base:.1f}">{escape(label)}</text>')
+        self._over.append(f'<text class="halo" x="{left:.1f}" y="{base:.1f}">{written(label)}</text>')
 
     def bars(self, edges: Sequence[float], heights: Sequence[float], series: int, say: Callable[[int], str]) -> None:
         """Histogram bars between ``edges``; ``say(i)`` is shown on hovering bar i."""
@@ -118,7 +126,7 @@ class Plot:
             gap = 0.6 if x1 - x0 > 3 else 0
             self._parts.append(
                 f'<rect class="bar s{n}" x="{x0:.1f}" y="{min(y, zero):.1f}" width="{max(x1 - x0 - gap, 0.5):.1f}" '
-                f'height="{abs(zero - y):.1f}"><title>{escape(say(i))}</title></rect>'
+                f'height="{abs(zero - y):.1f}"><title>{written(say(i))}</title></rect>'
             )
 
     def steps(self, edges: Sequence[float], heights: Sequence[float], series: int) -> None:
@@ -153,16 +161,17 @@ class Plot:
             n = series % N_SERIES + 1
             self._parts.append(
                 f'<rect class="bar part s{n}" x="{a:.1f}" y="{y - thick / 2:.1f}" width="{max(b - a - 1, 0.5):.1f}" '
-                f'height="{thick:.1f}"><title>{escape(text)}</title></rect>'
+                f'height="{thick:.1f}"><title>{written(text)}</title></rect>'
             )
-            if text and b - a > _CHARACTER * len(text) + 6:
+            if text and b - a > text_width(text) + 3:
                 middle = f'x="{(a + b) / 2:.1f}" y="{y + 4.4:.1f}"'
-                self._over.append(f'<text class="halo" {middle} text-anchor="middle">{escape(text)}</text>')
+                self._over.append(f'<text class="halo" {middle} text-anchor="middle">{written(text)}</text>')
 
     def label(self, x: float, y: float, text: str) -> None:
-        """Text just right of a point."""
+        """Text just right of a point, cut at the edge of the drawing."""
         px, py = self.x(x) + 6, self.y(y) + 4
-        self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}">{escape(text)}</text>')
+        text = fitted(text, self.width - px - 2, middle=True)
+        self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}">{written(text)}</text>')
 
     def interval(self, y: float, low: float, high: float) -> None:
         """A whisker along x."""
@@ -175,11 +184,11 @@ class Plot:
         px = self.x(x)
         self._over.append(f'<path class="{rule}" d="M{px:.1f} {self.top}V{self.bottom}"/>')
         if text:
-            length = _CHARACTER * len(text) + 6
+            length = text_width(text) + 6
             flip = (before and px - length > self.left) or px + length > self.right
             anchor, dx = (' text-anchor="end"', -5) if flip else ("", 5)
             self._over.append(
-                f'<text class="halo" x="{px + dx:.1f}" y="{self.top + 13 + 15 * row}"{anchor}>{escape(text)}</text>'
+                f'<text class="halo" x="{px + dx:.1f}" y="{self.top + 13 + 15 * row}"{anchor}>{written(text)}</text>'
             )
 
     def horizontal(self, y: float, text: str = "", *, rule: str = "rule", below: bool = False) -> None:
@@ -187,16 +196,17 @@ class Plot:
         py = self.y(y)
         self._over.append(f'<path class="{rule}" d="M{self.left} {py:.1f}H{self.right}"/>')
         if text:
+            text = fitted(text, self.right - self.left - 8, middle=True)
             at = py + (14 if below else -5)
             self._over.append(
-                f'<text class="halo" x="{self.right - 4}" y="{at:.1f}" text-anchor="end">{escape(text)}</text>'
+                f'<text class="halo" x="{self.right - 4}" y="{at:.1f}" text-anchor="end">{written(text)}</text>'
             )
 
     def note(self, x: float, y: float, text: str, anchor: str = "start") -> None:
         """Text at a place given as shares (0 … 1) of the plot's width and height, from the lower left corner."""
         px = self.left + x * (self.right - self.left)
         py = self.bottom - y * (self.bottom - self.top)
-        self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        self._over.append(f'<text class="halo" x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{written(text)}</text>')
 
     def remember(
         self,
@@ -207,12 +217,14 @@ class Plot:
         ids: Sequence[int] = (),
         prefix: str = "",
         most: int | None = None,
+        drawn: Sequence[int] | None = None,
     ) -> None:
         """Values that hovering shows: four significant digits; ``label`` names what ``ids`` count;
-        ``prefix`` and an id name the card that a click opens. Hovering knows ``most`` of them, evenly spaced, the
-        figure's data all."""
+        ``prefix`` and an id name the card that a click opens. Hovering knows those that are ``drawn`` (places in
+        ``xs``; all without it), at most ``most`` of them, evenly spaced; the figure's data hold all."""
         self._exact += [(name, ids[i] if ids else None, x, y) for i, (x, y) in enumerate(zip(xs, ys, strict=True))]
-        at = list(range(len(xs))) if most is None else thinned(list(range(len(xs))), most)
+        at = list(range(len(xs)) if drawn is None else drawn)
+        at = at if most is None else thinned(at, most)
         if not at:
             return
         xs, ys, ids = [xs[i] for i in at], [ys[i] for i in at], [ids[i] for i in at] if ids else ()
@@ -232,6 +244,20 @@ class Plot:
         columns = [Column("series", numeric=False), Column("id"), Column(self.x_label), Column(self.y_label)]
         rows = [[Cell(name), num(i), num(x), num(y)] for name, i, x, y in self._exact]
         return Table("", columns, rows)
+
+    def sample(self, caption: str) -> Table | None:
+        """Some of the remembered points for the page, evenly spaced over each series; None if there are none."""
+        data = self.data()
+        if data is None:
+            return None
+        series: dict[str, list[Sequence[Cell]]] = {}
+        for row in data.rows:
+            series.setdefault(row[0].text, []).append(row)
+        most = max(_SAMPLE // len(series), 4)
+        rows = [row for mine in series.values() for row in thinned(mine, most)]
+        used = [i for i in range(4) if any(row[i].text != ABSENT for row in rows)]
+        note = f"{len(rows)} of {len(data.rows):,} points, evenly spaced." if len(rows) < len(data.rows) else ""
+        return Table(caption, [data.columns[i] for i in used], [[row[i] for i in used] for row in rows], note=note)
 
     def hover(self) -> dict[str, Any] | None:
         """What the page's script needs to show values under the pointer, if anything was remembered."""
@@ -278,7 +304,7 @@ def wrap(width: int, height: float, title: str, description: str, inside: str) -
     """An ``<svg role="img">`` with title and description around ``inside`` (already escaped)."""
     return Markup(
         f'<svg role="img" viewBox="0 0 {width} {height:g}" width="{width}" height="{height:g}">'
-        f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{inside}</svg>"
+        f"<title>{written(title)}</title><desc>{written(description)}</desc>{inside}</svg>"
     )
 
 
@@ -287,12 +313,12 @@ def _axes(plot: Plot) -> str:
     used: list[tuple[float, float]] = []
     # Zero first: on a symlog axis the labels next to it may have no room.
     for value, text in sorted(plot.x.ticks(), key=lambda t: t[0] != 0):
-        px, half = plot.x(value), 0.5 * _CHARACTER * len(text) + 2
+        px, half = plot.x(value), 0.5 * text_width(text) + 3
         out.append(f'<path class="grid" d="M{px:.1f} {plot.top}V{plot.bottom}"/>')
         if any(px - half < end and start < px + half for start, end in used):
             continue
         used.append((px - half, px + half))
-        out.append(f'<text x="{px:.1f}" y="{plot.bottom + 17}" text-anchor="middle">{escape(text)}</text>')
+        out.append(f'<text x="{px:.1f}" y="{plot.bottom + 17}" text-anchor="middle">{written(text)}</text>')
     named = plot.y_names
     taken: list[float] = []
     for value, text in sorted(plot.y.ticks(), key=lambda t: t[0] != 0) if named is None else named:
@@ -302,26 +328,36 @@ def _axes(plot: Plot) -> str:
         taken.append(py)
         if named is None:
             out.append(f'<path class="grid" d="M{plot.left} {py:.1f}H{plot.right}"/>')
-        out.append(f'<text x="{plot.left - 7}" y="{py + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        if named is not None:
+            whole, text = text, fitted(text, plot.left - 9, middle=True)
+            text_ = f"<title>{written(whole)}</title>{written(text)}" if text != whole else f"{written(text)}"
+        else:
+            text_ = f"{written(text)}"
+        out.append(f'<text x="{plot.left - 7}" y="{py + 4:.1f}" text-anchor="end">{text_}</text>')
     out.append(f'<path class="axis" d="M{plot.left} {plot.top}V{plot.bottom}H{plot.right}"/>')
     middle = (plot.left + plot.right) / 2
+    name = fitted(plot.x_label, 2 * min(middle, plot.width - middle) / _BOLD, middle=True)
     out.append(
-        f'<text class="label" x="{middle:.0f}" y="{plot.height - 8}" text-anchor="middle">{escape(plot.x_label)}</text>'
+        f'<text class="label" x="{middle:.0f}" y="{plot.height - 8}" text-anchor="middle">{written(name)}</text>'
     )
     if plot.y_label:
         middle = (plot.top + plot.bottom) / 2
         out.append(
             f'<text class="label" transform="translate(13 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-            f"{escape(plot.y_label)}</text>"
+            f"{written(fitted(plot.y_label, 2 * min(middle, plot.height - middle) / _BOLD, middle=True))}</text>"
         )
     return "".join(out)
+
+
+def _key_text(key: Key, room: float) -> str:
+    return fitted(key.text, room - 46, middle=True)
 
 
 def _legend_rows(keys: Sequence[Key], room: float) -> list[list[tuple[float, Key]]]:
     rows: list[list[tuple[float, Key]]] = []
     at = room
     for key in keys:
-        width = 34 + _CHARACTER * len(key.text) + 12
+        width = 34 + text_width(_key_text(key, room)) + 12
         if not rows or at + width > room:
             rows.append([])
             at = 0.0
@@ -343,5 +379,7 @@ def _legend(plot: Plot) -> str:
                 out.append(f'<rect class="bar s{n}" x="{x + 6:.0f}" y="{y - 6}" width="16" height="11"/>')
             else:
                 out.append(marker(n, x + 15, y, 4))
-            out.append(f'<text x="{x + 31:.0f}" y="{y + 4}">{escape(key.text)}</text>')
+            out.append(
+                f'<text x="{x + 31:.0f}" y="{y + 4}">{written(_key_text(key, plot.width - plot.left - 8))}</text>'
+            )
     return "".join(out)

@@ -12,4 +12,4 @@ def thinned(items: list[Any], most: int) -> list[Any]:
 
 def thinned_note(n: int, most: int, per: str) -> str:
     """What a table must say when it shows fewer rows than there are points."""
-    return f"{most} of {n:,} points {per}, evenly spaced." if n > most else ""
+    return f"{most} of {n:,} points{f' {per}' if per else ''}, evenly spaced." if n > most else ""

@@ -93,8 +93,8 @@ def _minima(run: Run, artifact: Artifact, index: int) -> Figure:
         plot.horizontal(value, f"θ{mean_} = {number(value)}", rule="rule2")
     title = f"Threshold estimate of {artifact.name}"
     said = [
-        f"{len(defined(minima))} batches of {number(facts.get('batch_size'))} tokens. No trend and a narrow band: θ is "
-        "well determined."
+        f"{len(defined(minima))} batches of {number(facts.get('batch_size'))} tokens. With no trend and a narrow "
+        "band θ is well determined."
     ]
     if facts.get("standard_error") is not None:
         said.append(f"Standard error of θ: {number(facts['standard_error'], 2)}.")

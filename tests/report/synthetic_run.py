@@ -228,14 +228,15 @@ class SyntheticRun:
     def meta(self) -> Path:
         n, parent = 12, "sae-256.st"
         options = {"arch": "batchtopk", "k": 4, "latents": n}
-        plan = self.plan("meta", h.SAE, options, parent, roles={parent: "parent"})
+        names, roles = (parent, "sae-64.st"), {parent: "parent", "sae-64.st": "compare"}
+        plan = self.plan("meta", h.SAE, options, *names, roles=roles)
         st = self.folder / "meta.st"
         rows = self.rng.normal(size=(n, D))
         header = plan.header(
             config={**options, "d_in": D, "d_sae": n, "hook": "decoder"}, model={"hook_name": "decoder"}
         )
         self._wrote(st, "sae", header, container.write_tensors(st, {"W_dec": torch.tensor(rows).float()}, header))
-        record = self.plan("meta", h.META, options, parent, roles={parent: "parent"}).header(seed=0)
+        record = self.plan("meta", h.META, options, *names, roles=roles).header(seed=0)
         indices = [sorted(self.rng.choice(n, 4, replace=False).tolist()) for _ in range(256)]
         weights = [(0.1 + 0.4 * self.rng.random(4)).round(6).tolist() for _ in range(256)]
         payload = {

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic_run import SyntheticRun
 from test_report import HOSTILE, build
+from typer.testing import CliRunner
 
 from saetool.artifacts import container
+from saetool.cli import app
 from saetool.report import render
 from saetool.report.run import Look
 
@@ -57,6 +60,18 @@ class Tab:
 
     def close(self) -> None:
         self.context.close()
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of two runs, whose SAEs have the same names and so go by longer ones."""
+    folder = tmp_path_factory.mktemp("two")
+    for seed, name in enumerate(("trained-with-batchtopk", "l1")):
+        run = SyntheticRun(folder / "runs" / name)
+        run.rng = np.random.default_rng(seed + 5)
+        run.write()
+    assert CliRunner().invoke(app, ["report", str(folder / "runs"), "-o", str(folder / "two.html")]).exit_code == 0
+    return folder / "two.html"
 
 
 @pytest.fixture
@@ -166,6 +181,36 @@ def test_a_narrow_window_does_not_scroll_sideways(browser: Any, file: Path, sche
     opened.close()
 
 
+def test_long_names_do_not_widen_a_narrow_window(browser: Any, tmp_path: Path) -> None:
+    long = "gemma-2-2b-layer-12-width-16k-batchtopk-k-64-seed-0.st"
+    SyntheticRun(tmp_path / "run").write()
+    for path in (tmp_path / "run").glob("*.json*"):
+        path.write_text(path.read_text().replace("sae-256.st", long))
+    (tmp_path / "run" / "sae-256.st").rename(tmp_path / "run" / long)
+    (tmp_path / "r.html").write_bytes(build([tmp_path / "run"]))
+    opened = Tab(browser, tmp_path / "r.html", viewport={"width": 400, "height": 800})
+    assert long in opened.page.locator(".card .name").first.text_content()
+    opened.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 400
+    opened.close()
+
+
+@pytest.mark.parametrize("which", ["file", "two_runs"])
+def test_the_writing_of_every_drawing_is_inside_it_and_apart(
+    browser: Any, which: str, request: pytest.FixtureRequest
+) -> None:
+    opened = Tab(browser, request.getfixturevalue(which))
+    opened.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert opened.page.evaluate(DRAWINGS) == []
+    opened.page.evaluate(
+        "() => { const [a, b] = document.querySelectorAll('#pair-0-effects svg text');"
+        " a.setAttribute('x', -90); b.textContent = 'a word'; b.parentNode.append(b.cloneNode(true)); }"
+    )
+    found = " ".join(opened.page.evaluate(DRAWINGS))
+    assert "leaves the drawing" in found and "lies on" in found  # the check must be able to fail
+    opened.close()
+
+
 def test_without_scripts_every_figure_table_and_card_is_there(browser: Any, file: Path, tab: Tab) -> None:
     opened = Tab(browser, file, java_script_enabled=False)
     for what in ("figure svg", "table", "details.card", "figcaption"):
@@ -201,6 +246,21 @@ def test_printing_keeps_every_figure_and_leaves_their_data_tables_out(browser: A
     opened.close()
 
 
+@pytest.mark.parametrize("which", ["file", "two_runs"])
+def test_no_column_is_cut_off_on_paper(browser: Any, which: str, request: pytest.FixtureRequest) -> None:
+    """A4 less its margins is 703 pixels wide."""
+    opened = Tab(browser, request.getfixturevalue(which), viewport={"width": 703, "height": 1000})
+    opened.page.emulate_media(media="print")
+    beyond = (
+        "() => [...document.querySelectorAll('table, svg')].filter(e => e.checkVisibility() &&"
+        " e.getBoundingClientRect().right > 704).map(e => e.textContent.slice(0, 60))"
+    )
+    assert opened.page.evaluate(beyond) == []
+    opened.page.emulate_media(media="screen")
+    assert opened.page.evaluate(beyond)  # there, wide tables scroll
+    opened.close()
+
+
 def test_printing_shows_what_is_folded_away(browser: Any, file: Path) -> None:
     opened = Tab(browser, file)
     opened.page.emulate_media(media="print")
@@ -211,6 +271,7 @@ def test_printing_shows_what_is_folded_away(browser: Any, file: Path) -> None:
 
 # What axe-core would look for and can be told without it: names, structure, references, contrast, focus.
 STRUCTURE = (Path(__file__).parent / "structure.js").read_text()
+DRAWINGS = (Path(__file__).parent / "drawings.js").read_text()
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 
 

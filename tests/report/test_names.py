@@ -65,3 +65,15 @@ def test_records_without_their_saes_are_told_apart_by_their_own_folders() -> Non
     assert [p.payload["pairs"][0]["large"] for p in told_apart(both)] == ["a/large.st", "b/large.st"]
     stale = [a for a in [*run("a/", "1", "2"), *run("a/", "3", "4")] if a.schema == h.STITCH]
     assert told_apart(stale) == tuple(stale)  # made again: no folder tells them apart
+
+
+def test_a_meta_sae_compared_with_nothing_keeps_that() -> None:
+    """Its record has an empty pool, and nothing comparable."""
+    both = [*run("a/", "1", "2"), *run("b/", "3", "4")]
+    for compare in ({"pool": [], "comparable": None}, {"pool": None}, {}, None):
+        for one in both:
+            if one.schema == h.META:
+                one.payload["compare"] = compare
+        found = told_apart(both)
+        assert [a.name for a in found if a.schema == h.SAE] == ["a/small.st", "a/large.st", "b/small.st", "b/large.st"]
+        assert not any((a.payload["compare"] or {}).get("comparable") for a in found if a.schema == h.META)

@@ -3,11 +3,13 @@
 import base64
 import csv
 import hashlib
+import itertools
 import json
 import math
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,12 @@ from saetool.report import (
     svg,
 )
 from saetool.report.explained import wilson
+from saetool.report.path import path_error, path_sparsity
 from saetool.report.provenance import inputs_of
 from saetool.report.relatives import Relatives
 from saetool.report.run import Look, Run, score
+from saetool.report.splits import members_of_examples
+from saetool.report.thinning import thinned_note
 
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
@@ -248,7 +253,22 @@ def test_the_page_says_its_findings_in_numbers(page: Parsed, run_dir: Path) -> N
     assert "path's ends equal" in text or "Path ends equal the SAEs' own numbers" in text
     assert "explains 51.2 % of the variance of sae-256.st's decoder rows, against 8.3 % for random directions" in text
     assert "42.5 % of 40 questions right (95 % interval 28.5 % to 57.8 %), chance 20.0 %" in text
-    assert "changes the MSE by +0.62 %, adding the reconstruction latents by +140 %" in text
+    assert "changes its MSE by +0.62 % at θ = 0.7" in text
+    assert "adding the reconstruction latents instead by +140 %" in text
+
+
+def test_the_first_finding_is_who_splits_into_whom(page: Parsed, run_dir: Path) -> None:
+    record = payload(run_dir, "stitch.json")
+    pair = record["pairs"][0]
+    shapes = component_shapes(pair["edges"])
+    one = sum(n for a, b, n in shapes if a == b == 1)
+    split = [sum(n * c for a, b, n in shapes if a == 1 < b for c in [(1, b)[i]]) for i in (0, 1)]
+    first = page.text().partition("What this page says")[2].strip().partition(".Adding")[0]
+    first = re.split(r"(?<=new\.)", first)[0]
+    assert first.startswith(f"{pair['small']} → {pair['large']}: at θ = 0.7, of {pair['n_small']} latents ")
+    assert f" {one} live on as one," in first and f" {split[0]} split into {split[1]}," in first and split[0] > 0
+    assert f"{pair['unmatched_small']} have no partner" in first or not pair["unmatched_small"]
+    assert first.endswith(f"{blocks.percent(pair['novel_share'])} of the {pair['n_large']} are new.")
 
 
 def test_a_path_that_misses_its_end_is_said(tmp_path: Path, run_dir: Path) -> None:
@@ -323,6 +343,15 @@ def test_every_figure_has_a_title_a_description_and_a_caption(page: Parsed) -> N
     assert len(ids) == len(set(ids))
 
 
+def test_every_figure_has_its_numbers_as_a_table(page: Parsed) -> None:
+    """The chain of artifacts and the multiple choice have tables of their own right after them."""
+    without = [
+        f for f, inside in re.findall(r'<figure id="([^"]+)"(.*?)</figure>', page.html, re.S) if "<td" not in inside
+    ]
+    assert set(without) == {"chain", "choice"}
+    assert {"Multiple choice", "Artifacts on this page"} <= set(page.tables)
+
+
 def test_equal_inputs_in_any_order_give_equal_bytes(run_dir: Path) -> None:
     whole = build([run_dir])
     files = sorted(p for p in run_dir.iterdir() if p.name != "report.html")
@@ -379,8 +408,51 @@ def test_the_hostility_check_fails_without_escaping(hostile_dir: Path, page: Par
     assert problems(build([hostile_dir], title=HOSTILE[0], autoescape=False), page)
 
 
+STRUCTURAL = {"schema", "sha256", "key", "role", "status", "small_sha256", "large_sha256", "windows_sha256"}
+"""Fields whose strings decide what an artifact is and belongs to; every other string may be anything."""
+
+
+def poisoned(value: Any, poison: Iterator[str], name: str = "") -> Any:
+    """``value`` with every free string in it replaced by a hostile one."""
+    if isinstance(value, dict):
+        return {k: poisoned(v, poison, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [poisoned(v, poison, name) for v in value]
+    free = isinstance(value, str) and name not in STRUCTURAL and not re.fullmatch("[0-9a-f]{64}", value)
+    return next(poison) if free else value
+
+
+def test_every_string_of_every_artifact_may_be_hostile(run_dir: Path, page: Parsed, tmp_path: Path) -> None:
+    """Headers, histories, options, names, records: all of them, of every kind, at once."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    poison = itertools.cycle(HOSTILE[:-1])
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix == ".st":
+            data = path.read_bytes()
+            end = 8 + int.from_bytes(data[:8], "little")
+            head = json.loads(data[8:end])
+            if own := head.get("__metadata__", {}).get(container.METADATA_KEY):
+                head["__metadata__"][container.METADATA_KEY] = json.dumps(poisoned(json.loads(own), poison))
+                text = json.dumps(head).encode()
+                path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+        elif path.suffix == ".jsonl":
+            lines = path.read_text().splitlines()
+            path.write_text("".join(json.dumps(poisoned(json.loads(x), poison)) + "\n" for x in lines))
+        else:
+            path.write_text(json.dumps(poisoned(json.loads(path.read_text()), poison)))
+    html = build([folder])
+    found = [p for p in problems(html, page) if p != f"lost: {HOSTILE[-1][:20]}"]
+    assert found == [] and "\u202e" not in Parsed(html).text()
+    assert not [w for w in Parsed(html).text().splitlines() if "left out" in w and "damaged" in w]
+    assert len(Parsed(html).elements) > 0.7 * len(page.elements)  # still the whole page
+
+
 def test_invisible_characters_are_shown_as_signs() -> None:
     assert render.visible("a\nb\tc\x00\u202e") == "a⏎b⇥c␀⟨U+202E⟩"
+    plot = svg.Plot(scales.linear([0, 4]), scales.linear([0, 4]), "x\u202e", "y\x00", [svg.Key("k\n", 0)])
+    drawing = plot.draw("t\x1b", "d\u2066")
+    assert not set("\u202e\x00\n\x1b\u2066") & set(drawing) and "x⟨U+202E⟩" in drawing and "k⏎" in drawing
 
 
 # --- parts of a run ----------------------------------------------------------------------------------------------
@@ -473,6 +545,26 @@ def test_a_latent_leads_to_its_relatives_and_they_lead_back(run_dir: Path, page:
     assert f"#latent-0-{large}" in cards[f"{name}-{small}"]
 
 
+@pytest.mark.parametrize("gone", [(), ("meta.st",), ("meta.st", "meta-explanations.jsonl")])
+def test_the_meta_sae_of_a_record_is_neither_its_parent_nor_what_it_was_compared_with(
+    run_dir: Path, tmp_path: Path, gone: tuple[str, ...]
+) -> None:
+    """The record names parent and compared SAEs as its inputs; the meta-SAE itself is known by its last step."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    wanted = h.sha256_file(tmp_path / "run" / "meta.st")
+    for name in gone:
+        (tmp_path / "run" / name).unlink()
+    run = Run(collect.collect([tmp_path / "run"]))
+    (record,) = run.found.of(h.META)
+    assert {i["role"] for i in record.header.inputs} == {"parent", "compare"}
+    assert run.meta_sha256(record) == (wanted if len(gone) < 2 else "")
+    latent, index = record.payload["decompositions"]["latents"][0], record.payload["decompositions"]["indices"][0][0]
+    relations = Relatives(run).of((run.identity(record.payload["parent"]["sha256"]), latent))
+    parts = next(r for r in relations if r.title.startswith("Its meta-latents"))
+    assert parts.sae == (wanted if len(gone) < 2 else "") and index in dict(parts.found)
+    assert "sae-64" not in parts.title
+
+
 def test_families_on_cards_are_the_components(run_dir: Path) -> None:
     run = Run(collect.collect([run_dir]))
     pair = payload(run_dir, "stitch.json")["pairs"][1]
@@ -488,6 +580,25 @@ def test_families_on_cards_are_the_components(run_dir: Path) -> None:
         assert alone or {(0, a) for a in family.small} | {(1, b) for b in family.large} == reached
         if latent > 40:
             break
+
+
+def test_relatives_with_a_card_are_the_most_linked_then_the_closest(run_dir: Path) -> None:
+    """Not those of the smallest numbers of one SAE."""
+    run = Run(collect.collect([run_dir]), Look(features=60))
+    chosen = choice.choose_cards(run)
+    asked = [(s.sae, n) for s in chosen.shelves for n, _, mine in s.latents if mine]
+    kin = [(s.sae, n) for s in chosen.shelves for n, _, mine in s.latents if not mine]
+    linked: dict[tuple[str, int], list[float]] = {}
+    for key in asked:
+        for relation in chosen.relatives.of(key):
+            for n, value in relation.found:
+                linked.setdefault((relation.sae, n), []).append(value)
+    described = {(run.identity(e.sae_sha256), r["latent"]) for e in run.explanations for r in e.records}
+    drawn = set(members_of_examples(run))
+    once = {k: v[0] for k, v in linked.items() if len(v) == 1 and k not in described and k not in drawn}
+    within = [once[k] for k in kin if k in once]
+    without = [v for k, v in once.items() if k not in kin]
+    assert within and without and min(within) >= max(without)
 
 
 @pytest.mark.parametrize("pick", ["top", "worst", "random"])
@@ -622,7 +733,7 @@ def test_a_changed_input_is_a_red_row_and_a_warning(run_dir: Path, tmp_path: Pat
     record = json.loads(result.stdout)
     assert any("eval.json was made from sae-64.st" in w for w in record["metrics"]["warnings"])
     parsed = Parsed((tmp_path / "out.html").read_bytes())
-    assert sum(t == "tr" and a.get("class") == "bad" for t, a in parsed.elements) == 2  # eval.json and stitch.json
+    assert sum(t == "tr" and a.get("class") == "bad" for t, a in parsed.elements) == 4  # eval.json, stitch.json, meta.*
     assert "✗" in "".join(map(str, parsed.column("Artifacts on this page", "made from")))
     strict = call(tmp_path / "run", "-o", tmp_path / "strict.html", "--strict")
     assert strict.exit_code == 1 and (tmp_path / "strict.html").exists()
@@ -666,6 +777,8 @@ def test_the_page_beside_its_inputs_is_up_to_date_when_made_again(
     second = call("--json")
     assert first.exit_code == second.exit_code == 0 and "up to date" in second.stderr
     assert (tmp_path / "run" / "report.html").read_bytes() == before
+    assert call("--overwrite").exit_code == 0  # the page does not count itself among the other files
+    assert (tmp_path / "run" / "report.html").read_bytes() == before
 
 
 def test_dry_run_lists_the_artifacts_and_writes_nothing(run_dir: Path, tmp_path: Path) -> None:
@@ -694,6 +807,7 @@ def test_paths_that_cannot_work_are_refused(run_dir: Path, tmp_path: Path) -> No
     refused(call(run_dir / "eval.json", "-o", run_dir / "eval.json", "--overwrite"), "one of the inputs")
     refused(call(run_dir, "-o", run_dir / "eval.json", "--overwrite"), "one of the inputs")
     refused(call(run_dir, "-o", tmp_path / "r.html", "--features", -1), "--features", code=2)
+    refused(call(run_dir, "-o", tmp_path / "r.html", "--title", " "), "--title", code=2)
     assert (tmp_path / "page.html").read_text().endswith("mine</title>")
     assert not (tmp_path / "r.html").exists()
 
@@ -739,6 +853,28 @@ def test_the_data_of_every_figure_is_written_exactly(run_dir: Path, tmp_path: Pa
     assert not (tmp_path / "s.html").exists()
 
 
+def test_data_hold_every_point_where_the_drawing_shows_some(run_dir: Path) -> None:
+    """Effects, and the steps of a path, of which only a part is drawn and told on hovering."""
+    pair = payload(run_dir, "stitch.json")["pairs"][1]
+    times = 3000 // pair["n_large"] + 1
+    pair["max_cosine"]["values"] *= times
+    pair["data"]["effects"]["delta_mse"] *= times
+    figure = pair_figures.effects(Run(collect.collect([run_dir])), pair, pair["data"], 0.7, "x")
+    assert figure is not None and figure.data is not None and figure.hover is not None
+    points = {row[1].value: row[3].value for row in figure.data.rows}
+    assert points == dict(enumerate(pair["data"]["effects"]["delta_mse"])) and len(points) > 3000
+    assert sum(len(s["i"]) for s in figure.hover["s"]) == pair_figures.MAX_POINTS
+    steps = pair["data"]["path"]
+    for name in ("mse", "l0", "n_latents"):
+        steps[name] = [v for v in steps[name] for _ in range(20)]
+    steps["n_add_steps"] *= 20
+    steps["n_swap_steps"] = len(steps["mse"]) - steps["n_add_steps"] - 1
+    for drawn in (path_error(pair, pair["data"], "x"), path_sparsity(pair, pair["data"], "x")):
+        assert drawn.data is not None and drawn.hover is not None
+        assert {row[1].value for row in drawn.data.rows} == set(range(len(steps["mse"])))
+        assert all(len(s["i"]) <= 100 for s in drawn.hover["s"])
+
+
 def test_a_page_without_script_has_none_and_allows_none(run_dir: Path, tmp_path: Path) -> None:
     assert call(run_dir, "-o", tmp_path / "r.html", "--no-js", "--theme", "dark").exit_code == 0
     parsed = Parsed((tmp_path / "r.html").read_bytes())
@@ -777,9 +913,17 @@ def test_a_damaged_artifact_is_named_and_the_rest_still_shown(run_dir: Path, tmp
     assert strict.exit_code == 1 and "--strict" in strict.stderr
 
 
+GONE = object()
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (("pairs", 0, "novel_share"), GONE),
+        (("pairs", 0, "reconstruction_share"), GONE),
+        (("pairs", 0, "max_cosine", "mean"), GONE),
+        (("pairs", 0, "max_cosine", "median"), GONE),
+        (("pairs", 0, "data", "roc", "true_positive"), [None, 1.0]),
         (("pairs", 0, "max_cosine", "values"), [0.5]),
         (("pairs", 0, "component_shapes"), [[1, 2]]),
         (("pairs", 0, "data", "path", "l0"), [1.0]),
@@ -798,7 +942,10 @@ def test_a_record_that_contradicts_its_schema_is_damaged(
     place: Any = record
     for step in path[:-1]:
         place = place[step]
-    place[path[-1]] = value
+    if value is GONE:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
     container.write_json(tmp_path / "stitch.json", header, record)
     with pytest.raises(ArtifactError, match="is damaged"):
         collect.collect([tmp_path])
@@ -843,6 +990,26 @@ def test_ticks_lie_in_range_in_order_and_read_as_their_value(kind: Any, low: flo
     for value, text in ticks:
         plain = text.replace("−", "-").replace(",", "").replace("k", "e3").replace("M", "e6")
         assert math.isclose(float(plain), value, rel_tol=1e-6, abs_tol=low * 1e-6)
+
+
+def test_a_signed_logarithmic_axis_spends_no_room_on_a_side_without_values() -> None:
+    scale = scales.symlog([62.0, 136.0, 209.0, 0.4, 4.8, 127.0, 1.0], linear_for=[0.4, 4.8, 14.7, 45.1, 127.0])
+    assert scale.linear == 10.0 and [t for t, _ in scale.ticks()] == [0.0, 10.0, 30.0, 100.0]
+    placed = scale.placed(0, 100)
+    assert 0 < placed(0.0) < 10 and placed(209.0) > 90
+    assert scales.symlog([-3.0, 4.0]).low == pytest.approx(-3.9)
+
+
+def test_a_long_legend_takes_no_room_from_the_plot() -> None:
+    keys = [svg.Key(f"sae-{i}-of-a-long-name", i) for i in range(30)]
+    plots = [svg.Plot(scales.linear([0, 4]), scales.linear([0, 4]), "x", "y", keys[:n]) for n in (6, 30)]
+    assert plots[1].bottom - plots[1].top == plots[0].bottom - plots[0].top > 100
+
+
+def test_what_was_left_out_is_said_in_a_sentence() -> None:
+    assert thinned_note(667, 16, "") == "16 of 667 points, evenly spaced."
+    assert thinned_note(667, 16, "an SAE") == "16 of 667 points an SAE, evenly spaced."
+    assert thinned_note(16, 16, "") == ""
 
 
 def test_a_null_breaks_the_line() -> None:

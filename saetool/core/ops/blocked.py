@@ -160,8 +160,7 @@ class Above:
         if kernels == "float32":
             self._right, self._levels = encoder, self._floors - bias - _slack(self._floors, bias)
         else:  # floors are taken off the biases, so that the products are compared with 0
-            wide = encoder.new_empty(len(encoder), _lengthened(encoder.shape[1]), dtype=torch.bfloat16)
-            self._right = _lengthen_latents(encoder, bias - self._floors, wide)
+            self._right = _lengthen_latents(encoder, bias - self._floors)
         self._left = self._product = self._right.new_empty(0)
         self._mask = torch.empty(0, dtype=torch.bool, device=encoder.device)
 
@@ -254,10 +253,12 @@ def _cached(rows: Tensor, wide: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _lengthen_latents(
-    w: Float[Tensor, "m d"], bias: Float[Tensor, " m"], wide: Float[Tensor, "m wide"]
+    w: Float[Tensor, "m d"], bias: Float[Tensor, " m"], wide: Float[Tensor, "m wide"] | None = None
 ) -> Float[Tensor, "m wide"]:
     """(ŵ, ‖w‖, ‖δw‖ + γ‖w‖, b_high, b_low, 0 …): the right factor of the screening product, written to ``wide``."""
-    d = w.shape[1]
+    m, d = w.shape
+    if wide is None:
+        wide = w.new_empty(m, _lengthened(d), dtype=torch.bfloat16)
     gamma = 4 * wide.shape[1] * 2.0**-24  # the float32 sums of this product and of the exact one, twice over
     for rows, target in _cached(w, wide):
         target[:, :d] = rows
@@ -285,7 +286,7 @@ def topk(
     n, d_sae = len(x), len(encoder)
     if screened:
         left = _lengthen_rows(x)
-        right = _lengthen_latents(encoder, bias, left.new_empty(d_sae, left.shape[1]))
+        right = _lengthen_latents(encoder, bias)
         # What a screened value can exceed the true one by: the bound of its error, twice.
         d = x.shape[1]
         bounds = left[:, d : d + 2].float() @ right[:, d : d + 2].float().amax(0)
