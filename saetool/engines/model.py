@@ -138,6 +138,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def skeleton(config: Any) -> nn.Module:
     """The model without weights (on torch's meta device): enough for ``find_site``."""
+    importlib.import_module("transformers.modeling_utils")  # some versions compute with tensors while it is imported
     with torch.device("meta"):
         return _class_for(config).from_config(config)
 
