@@ -10,8 +10,8 @@ import pytest
 from conftest import random_sae, save_sae, write_cache
 from typer.testing import CliRunner
 
-from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.artifacts import writing
 from saetool.cli import app
 from saetool.commands import VERBS
 
@@ -132,7 +132,7 @@ def test_inspect_says_of_what_is_piped_in_what_it_says_of_the_file(tmp_path: Pat
     record = runner.invoke(app, ["stitch", str(tmp_path / "a.st"), str(tmp_path / "b.st"), "--theta", "0.7"]).stdout
     (tmp_path / "s.json").write_text(record)
     plan = h.Plan("autointerp", h.EXPLANATIONS, {})
-    container.write_jsonl(tmp_path / "e.jsonl", plan.header(config={}), [{"latent": 1}])
+    writing.write_jsonl(tmp_path / "e.jsonl", plan.header(config={}), [{"latent": 1}])
     for name in ("a.st", "s.json", "e.jsonl"):
         piped = runner.invoke(app, ["inspect", "-"], input=(tmp_path / name).read_bytes())
         shown = runner.invoke(app, ["inspect", str(tmp_path / name)])

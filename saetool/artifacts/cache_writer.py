@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import INT8, TRAIN, Cache, Shard
 from saetool.artifacts.cache_statistics import SUMS, describe
@@ -95,7 +95,7 @@ class CacheWriter:
                 torn.unlink()
             self._check_shards()
             if not (self.partial / "key").exists():
-                container.write_bytes(self.partial / "key", self._mark.encode())
+                writing.write_bytes(self.partial / "key", self._mark.encode())
         self.refresh()
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class CacheWriter:
 
     def _record(self, shard: Shard) -> None:
         text = json.dumps(dataclasses.asdict(shard), sort_keys=True)
-        container.write_bytes((self.partial / shard.name).with_suffix(".json"), text.encode())
+        writing.write_bytes((self.partial / shard.name).with_suffix(".json"), text.encode())
 
     def refresh(self) -> None:
         """See what is there, other processes' shards included."""
@@ -172,7 +172,7 @@ class CacheWriter:
         file = self.partial / name
         header = self.plan.header(config={"split": split, "index": index})
         try:
-            sha256 = container.write_tensors(file, stored, header)
+            sha256 = writing.write_tensors(file, stored, header)
             shard = Shard(name, split, len(tensors["acts"]), file.stat().st_size, sha256)
             self._record(shard)
         except ArtifactError as error:
@@ -203,10 +203,10 @@ class CacheWriter:
         cache = Cache(self.partial, header, tuple(shards), splits, {}, "")
         statistics, profile, tensors = describe(cache, vocabulary)
         about = dataclasses.replace(header, schema=h.STATISTICS)
-        container.write_tensors(self.partial / "statistics.st", tensors, about)
+        writing.write_tensors(self.partial / "statistics.st", tensors, about)
         if vocabulary is not None:
-            container.write_json(self.partial / "vocabulary.json", about, {"strings": vocabulary})
-        sha256 = container.write_json(
+            writing.write_json(self.partial / "vocabulary.json", about, {"strings": vocabulary})
+        sha256 = writing.write_json(
             self.partial / "manifest.json",
             header,
             {

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.errors import ArtifactError
 
@@ -35,10 +35,10 @@ def beside(path: Path) -> Path:
 
 
 def up_to_date(path: Path, plan: h.Plan, *, overwrite: bool) -> bool:
-    """``container.up_to_date`` of a record and of what lies beside it: false if that is lost or another one."""
-    there = container.up_to_date(path, plan, overwrite=overwrite)
+    """``writing.up_to_date`` of a record and of what lies beside it: false if that is lost or another one."""
+    there = writing.up_to_date(path, plan, overwrite=overwrite)
     if str(path) != "-":
-        container.up_to_date(beside(path), _beside(plan), overwrite=overwrite)
+        writing.up_to_date(beside(path), _beside(plan), overwrite=overwrite)
     if not there:
         return False
     stated = _stated(path, container.read_json(path)[1])
@@ -48,15 +48,15 @@ def up_to_date(path: Path, plan: h.Plan, *, overwrite: bool) -> bool:
 def write(path: Path, plan: h.Plan, header: h.Header, payload: Mapping[str, Any]) -> str:
     """Write a record, and what is too long for it beside it; ``-``: all of it to standard output. Its SHA-256."""
     if str(path) == "-" or _count(payload) <= INLINE:
-        sha256 = container.write_json(path, header, payload)
+        sha256 = writing.write_json(path, header, payload)
         if str(path) != "-" and _is_ours(beside(path)):
             beside(path).unlink()  # of a longer record that was here before
         return sha256
     tensors: dict[str, Tensor] = {}
     short = _taken_out(payload, "", tensors)
     of_arrays = _beside(plan).header(config={}, model=header.model)
-    stated = {"file": beside(path).name, "sha256": container.write_tensors(beside(path), tensors, of_arrays)}
-    return container.write_json(path, header, {**short, "arrays": stated})
+    stated = {"file": beside(path).name, "sha256": writing.write_tensors(beside(path), tensors, of_arrays)}
+    return writing.write_json(path, header, {**short, "arrays": stated})
 
 
 def read(path: Path) -> tuple[h.Header, dict[str, Any]]:

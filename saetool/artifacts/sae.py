@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saetool.artifacts import container, hub
+from saetool.artifacts import container, hub, writing
 from saetool.artifacts import header as h
 from saetool.config import ARCHITECTURES, FOREIGN_ARCHITECTURES
 from saetool.core.activations import Pursuit
@@ -163,7 +163,7 @@ def load(path: Path, asked: "Asked | None" = None) -> SAEFile:
 
 def save(path: Path, sae: SAE, header: h.Header) -> str:
     """Write ``sae`` to ``path`` atomically and return the file's SHA-256."""
-    return container.write_tensors(path, tensors_of(sae), header)
+    return writing.write_tensors(path, tensors_of(sae), header)
 
 
 def tensors_of(sae: SAE) -> dict[str, "Tensor"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import HELDOUT, TRAIN
 from saetool.config import AutointerpConfig
@@ -111,10 +111,10 @@ class Job:
 
     def up_to_date(self, plan: h.Plan, windows: h.Plan | None) -> bool:
         """Whether all outputs are the ones wanted; then they are announced. Raises if something else is there."""
-        current = container.up_to_date(self.out, plan, overwrite=self.overwrite)
+        current = writing.up_to_date(self.out, plan, overwrite=self.overwrite)
         if windows is not None and str(self.out) != "-":
             # Windows without explanations are of a run that was cut off: they are written again.
-            current &= container.up_to_date(self.windows_path, windows, overwrite=self.overwrite)
+            current &= writing.up_to_date(self.windows_path, windows, overwrite=self.overwrite)
         if self.export_path is not None:
             current &= self.export_path.exists()
         header = container.read_header(self.out) if current else None

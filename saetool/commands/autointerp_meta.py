@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.commands import autointerp_backend as backends
 from saetool.commands import autointerp_session as sessions
@@ -226,7 +226,7 @@ def _write(job: Job, plan: h.Plan, base: "Base", found: "Chosen", session: sessi
         seed=config.seed,
         dtype="float32",
     )
-    sha256 = container.write_jsonl(job.out, header, found.records(job.explainer, base))
+    sha256 = writing.write_jsonl(job.out, header, found.records(job.explainer, base))
     tables.choice(job.console, counts, summary["choice"], job.backend.offline)
     if not complete:
         sessions.stop(

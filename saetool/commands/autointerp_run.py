@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.artifacts import writing
 from saetool.commands import autointerp_backend as backends
 from saetool.commands import autointerp_given as given_files
 from saetool.commands import autointerp_session as sessions
@@ -207,7 +207,7 @@ def _write(
         shown = {"roles": list(records.ROLES), "strings": strings.of(records.window_tokens(scored))}
         windows_plan = dataclasses.replace(plan, schema=h.WINDOWS)
         header = windows_plan.header(config=shown, model=source.model, seed=config.seed, dtype="float32")
-        sha256 = container.write_tensors(job.windows_path, records.window_tensors(scored), header)
+        sha256 = writing.write_tensors(job.windows_path, records.window_tensors(scored), header)
     sampling = {name: getattr(config, name) for name in SAMPLING}
     header = plan.header(
         config={
@@ -229,7 +229,7 @@ def _write(
     payload = records.latent_records(found, scored, job.explainer, source.activations.n_rows)
     if job.export_path is not None:
         _export(job, source, scored, session)
-    written = container.write_jsonl(job.out, header, payload)
+    written = writing.write_jsonl(job.out, header, payload)
     tables.latents(job.console, counts, summary)
     if not complete:
         _stop(job, session, counts, f"{job.out} holds what is done")
@@ -259,7 +259,7 @@ def _export(job: Job, source: Source, scored: "Sequence[Scored]", session: sessi
         scorer_model="none" if session is None else session.judge.client.model,
     )
     text = "".join(json.dumps(h.finite(line), ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
-    container.write_bytes(job.export_path, text.encode("utf-8", "replace"))
+    writing.write_bytes(job.export_path, text.encode("utf-8", "replace"))
 
 
 def _stop(job: Job, session: sessions.Session | None, counts: dict[str, Any], kept: str) -> NoReturn:

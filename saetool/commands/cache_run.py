@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saetool.artifacts import cache as cache_files
-from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.artifacts import writing
 from saetool.artifacts.cache_writer import CacheWriter, check_output, interrupted_layout, partial_folder
 from saetool.config import CacheConfig
 from saetool.console import Console, Interruption
@@ -84,7 +84,7 @@ def text(
     wanted = []
     for output in outputs:
         check_output(output.path)
-        if not container.up_to_date(output.path, output.plan, overwrite=running.overwrite):
+        if not writing.up_to_date(output.path, output.plan, overwrite=running.overwrite):
             wanted.append(output)
     processes.wait()  # before any of them is made
     if wanted:
@@ -352,7 +352,7 @@ def tensors(paths: list[str], request: "matrices.Request", out: Path, running: R
     console = running.console
     source = engine.open_source(paths, request)
     plan = source.plan()
-    if container.up_to_date(out, plan, overwrite=running.overwrite):
+    if writing.up_to_date(out, plan, overwrite=running.overwrite):
         _emit(console, out, fresh=False)
         return
     split = engine.Split.of(source)

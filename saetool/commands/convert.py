@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.config import SAE_FORMATS, SAE_TARGETS
 from saetool.console import Console
@@ -136,7 +136,7 @@ def _import(console: Console, src: Path, asked: Any, out: Path, overwrite: bool,
     if dry_run:
         console.plan({"input": str(src), **facts, "output": str(out)})
         return
-    if container.up_to_date(out, plan, overwrite=overwrite):
+    if writing.up_to_date(out, plan, overwrite=overwrite):
         console.emit(container.read_header(out), out, h.sha256_file(out), facts, fresh=False)
         return
     header = sae_files.converted_header(read, plan)

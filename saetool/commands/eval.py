@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_encodes, check_one_stdin, check_site, check_split
@@ -102,7 +102,7 @@ def eval_(
         facts = {"saes": [f.name for f in files], "split": split, "rows": n_rows, "by": breakdowns, "ce": with_ce}
         console.plan({**facts, "ce_tokens": options.get("ce_tokens"), "output": str(out)})
         return
-    if container.up_to_date(out, plan, overwrite=overwrite):
+    if writing.up_to_date(out, plan, overwrite=overwrite):
         console.emit(container.read_header(out), out, h.sha256_file(out), {}, fresh=False)
         return
     where = resolve_device(device)
@@ -112,7 +112,7 @@ def eval_(
     entries = [_entry(*parts) for parts in zip(files, found, measured, strict=True)]
     payload = {"split": split, "n_tokens": found[0].n_tokens, "n_documents": found[0].n_documents, "saes": entries}
     header = plan.header(model=cache.header.model, dtype="float32")
-    sha256 = container.write_json(out, header, payload)
+    sha256 = writing.write_json(out, header, payload)
     _table(console, payload)
     _warnings(console, cache, payload)
     console.emit(header, out, sha256, {"saes": len(files), "n_tokens": payload["n_tokens"]})

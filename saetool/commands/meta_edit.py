@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
 from saetool.console import Console
@@ -63,7 +63,7 @@ def run(
     if dry_run:
         console.plan({"edits": list(texts), "rows_changed": len(edited.changed), "output": str(out)})
         return
-    if container.up_to_date(out, plan, overwrite=overwrite):
+    if writing.up_to_date(out, plan, overwrite=overwrite):
         console.emit(container.read_header(out), out, h.sha256_file(out), facts, fresh=False)
         return
     if not edited.changed:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from saetool.artifacts import container
+from saetool.artifacts import writing
 from saetool.errors import ArtifactError, ConfigError
 
 SUFFIXES = (".dot", ".gv", ".graphml")
@@ -20,10 +20,10 @@ def check_suffix(path: Path) -> None:
 def write(path: Path, payload: Mapping[str, Any], *, overwrite: bool) -> None:
     """Write the graph of a record. A file with other contents is replaced only with ``overwrite``."""
     data = (_graphml(payload) if path.suffix == ".graphml" else _dot(payload)).encode()
-    container.check_target(path)
+    writing.check_target(path)
     if path.exists() and path.read_bytes() != data and not overwrite:
         raise ArtifactError(f"{path}: exists and is another graph", "pass --overwrite to replace it")
-    container.write_bytes(path, data)
+    writing.write_bytes(path, data)
 
 
 def _edges(payload: Mapping[str, Any]) -> Iterator[tuple[str, int, int, float]]:

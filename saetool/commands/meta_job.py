@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from saetool.artifacts import cache as cache_files
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
 from saetool.artifacts.cache import TRAIN, Cache
@@ -159,18 +159,14 @@ class Job:
         processes, device = join(device, tensors=True)
         self.console = self.console if processes.leads else Console(quiet=True)
         if graph is not None:
-            container.check_target(graph)
+            writing.check_target(graph)
         parents, weights = self._parents(device)
         outputs = self.outputs(sum(len(parent.rows.rows) for parent in parents))
         wanted, payloads = [], []
         for output in outputs:
-            there = container.up_to_date(output.path, output.plan, overwrite=overwrite)
+            there = writing.up_to_date(output.path, output.plan, overwrite=overwrite)
             piped = str(output.path) == "-"
-            if (
-                not piped
-                and container.up_to_date(output.record_path, output.record_plan, overwrite=overwrite)
-                and there
-            ):
+            if not piped and writing.up_to_date(output.record_path, output.record_plan, overwrite=overwrite) and there:
                 header, payload = container.read_header(output.path), container.read_json(output.record_path)[1]
                 if processes.leads:
                     summary = meta_table.summary(payload)
@@ -322,7 +318,7 @@ class Job:
         header = output.plan.header(config=config, model=site, seed=seed, dtype="float32")
         if str(output.path) != "-":
             about = output.record_plan.header(model=site, seed=seed, dtype="float32")
-            container.write_json(output.record_path, about, payload)
+            writing.write_json(output.record_path, about, payload)
         sha256 = sae_files.save(output.path, trained.sae, header)
         meta_table.show(self.console, payload)
         self.console.emit(header, output.path, sha256, meta_table.summary(payload))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.config import ReportConfig
 from saetool.console import Console
@@ -117,7 +117,7 @@ def report(
         header = plan.header()
         budget, least = (limit, 0) if features is not None else (min(limit, _bytes(ReportConfig.budget)), LEAST_CARDS)
         page, content = _within(limit, max_size, found, title, look, header, form, budget, least)
-        sha256 = container.write_bytes(out, content)
+        sha256 = writing.write_bytes(out, content)
         if data is not None and not data_fresh:
             _write_data(data, page, header)
         _say(console, page, found.ignored)
@@ -221,7 +221,7 @@ def _check_output(out: Path, paths: list[Path]) -> None:
     """Raise ``ArtifactError`` if ``out`` cannot be written, or is a file the page would be made from."""
     from saetool.report.collect import is_artifact
 
-    container.check_target(out)
+    writing.check_target(out)
     real = out.resolve()
     for path in paths:
         inside = path.is_dir() and path.resolve() in real.parents
@@ -277,8 +277,8 @@ def _write_data(folder: Path, page: "Page", header: h.Header) -> None:
     titles = {}
     for figure in figures_of(page):
         titles[f"{figure.id}.csv"] = figure.title
-        container.write_bytes(folder / f"{figure.id}.csv", csv_of(figure))
-    container.write_json(folder / "report.json", header, page.record() | {"figures": titles})
+        writing.write_bytes(folder / f"{figure.id}.csv", csv_of(figure))
+    writing.write_json(folder / "report.json", header, page.record() | {"figures": titles})
 
 
 def _say(console: Console, page: "Page", ignored: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import HELDOUT, TRAIN, Cache, open_cache
 from saetool.commands.checks import check_site
@@ -91,7 +91,7 @@ def threshold(
         tokens = {"tokens": n_batches * size, "tokens_heldout": cache.rows(HELDOUT)}
         console.plan({"input": str(sae), **options, **tokens, "precision": precision, "output": str(target)})
         return
-    if container.up_to_date(target, plan, overwrite=overwrite):
+    if writing.up_to_date(target, plan, overwrite=overwrite):
         header = container.read_header(target)
         console.emit(header, target, h.sha256_file(target), header.config["threshold"], fresh=False)
         return

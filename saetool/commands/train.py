@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import open_cache
 from saetool.commands.train_plan import describe, products, settings
@@ -206,7 +206,7 @@ def train(
 
     processes, device = join(resolve_device(device), tensors=True)
     if not export_partial:
-        done = [p for p in wanted if container.up_to_date(p.path, p.plan, overwrite=overwrite)]
+        done = [p for p in wanted if writing.up_to_date(p.path, p.plan, overwrite=overwrite)]
         processes.wait()  # before any of them is made
         for product in done if processes.leads else []:
             header = container.read_header(product.path)

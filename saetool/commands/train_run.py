@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from saetool.artifacts import container, train_log
+from saetool.artifacts import container, train_log, writing
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
 from saetool.commands.train_plan import Product
@@ -79,7 +79,7 @@ class Run:
             if not trainee.is_finite():
                 raise engine.diverged(trainee, "parameters that are not finite,")
         for trainee in self.trainees if self.processes.leads else []:
-            container.write_tensors(
+            writing.write_tensors(
                 self.checkpoint(trainee.config), trainee.state(), self._checkpoint_plan(trainee.config).header()
             )
 
@@ -142,7 +142,7 @@ class Run:
                 steps = trainee.steps_done
                 path = product.path.with_name(f"{product.path.stem}.step{steps}{product.path.suffix}")
                 plan = dataclasses.replace(product.plan, options={**product.plan.options, "stopped_at_step": steps})
-                if container.up_to_date(path, plan, overwrite=overwrite):
+                if writing.up_to_date(path, plan, overwrite=overwrite):
                     self.console.emit(container.read_header(path), path, h.sha256_file(path), {}, fresh=False)
                 elif self.processes.leads:
                     self._write(trainee, dataclasses.replace(product, path=path, plan=plan), {})

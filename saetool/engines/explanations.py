@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saetool.artifacts.container import Stacked
+from saetool.artifacts.writing import Stacked
 from saetool.core import ngram, scoring
 from saetool.core.scoring import Simulation
 from saetool.engines.autointerp import REASONS, STOPPED, Explained

@@ -9,7 +9,7 @@ import torch
 from conftest import sparse_data
 from safetensors.torch import save
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import HELDOUT, TRAIN, open_cache
 from saetool.engines.reader import Reader
@@ -62,7 +62,7 @@ def test_tensor_files_are_byte_for_byte_those_of_safetensors(tmp_path: Path) -> 
         "ä": torch.ones(2),
     }
     header = h.Plan("train", h.SAE, {"name": 'ä "quoted"'}).header()
-    container.write_tensors(tmp_path / "x.st", tensors, header)
+    writing.write_tensors(tmp_path / "x.st", tensors, header)
     plain = {name: t.contiguous() for name, t in tensors.items()}
     assert (tmp_path / "x.st").read_bytes() == save(plain, {container.METADATA_KEY: h.canonical(header.to_json())})
     loaded = container.read_tensors(tmp_path / "x.st", h.SAE)

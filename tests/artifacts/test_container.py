@@ -12,7 +12,7 @@ import torch
 from conftest import random_sae, save_sae
 from safetensors.torch import save_file
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
 from saetool.errors import ArtifactError
@@ -47,19 +47,19 @@ def test_there_is_one_metadata_key_with_canonical_json(tmp_path: Path) -> None:
 def test_the_mode_follows_the_umask_and_an_existing_file_keeps_its_own(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
-        container.write_bytes(tmp_path / "new", b"1")
+        writing.write_bytes(tmp_path / "new", b"1")
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
     os.chmod(tmp_path / "new", 0o604)
-    container.write_bytes(tmp_path / "new", b"2")
+    writing.write_bytes(tmp_path / "new", b"2")
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o604
 
 
 def test_a_symlink_survives_and_its_target_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"old")
     (tmp_path / "link").symlink_to("real")
-    container.write_bytes(tmp_path / "link", b"new")
+    writing.write_bytes(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
 
@@ -68,16 +68,16 @@ def test_a_fifo_and_a_folder_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for target in (tmp_path / "fifo", tmp_path):
         with pytest.raises(ArtifactError):
-            container.write_bytes(target, b"x")
+            writing.write_bytes(target, b"x")
     with pytest.raises(ArtifactError, match="does not exist"):
-        container.write_bytes(tmp_path / "no" / "file", b"x")
+        writing.write_bytes(tmp_path / "no" / "file", b"x")
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
 
 
 def test_a_failure_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError), container.atomic_file(target) as file:
+    with pytest.raises(RuntimeError), writing.atomic_file(target) as file:
         file.write(b"half")
         raise RuntimeError
     assert target.read_bytes() == b"old"
@@ -92,21 +92,21 @@ def test_a_list_of_numbers_is_one_line_of_json(tmp_path: Path) -> None:
         "d": [],
         "e": [[1, [2]]],
     }
-    container.write_json(tmp_path / "x.json", PLAN.header(), payload)
+    writing.write_json(tmp_path / "x.json", PLAN.header(), payload)
     text = (tmp_path / "x.json").read_text()
     assert '"a": [1, 2.5, -3e-07, null],' in text and "\n    [1, 2],\n" in text
     assert container.read_json(tmp_path / "x.json")[1] == {**payload, "a": [1, 2.5, -3e-7, None]}
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
-    container.write_json(tmp_path / "x.json", PLAN.header(), {"value": float("nan"), "list": [float("inf"), 1.0]})
+    writing.write_json(tmp_path / "x.json", PLAN.header(), {"value": float("nan"), "list": [float("inf"), 1.0]})
     _, payload = container.read_json(tmp_path / "x.json")
     assert payload == {"value": None, "list": [None, 1.0]}
 
 
 def test_a_line_separator_in_a_record_is_text_not_a_new_line(tmp_path: Path) -> None:
     record = {"description": "a\u2028b\x85c"}
-    container.write_jsonl(tmp_path / "x.jsonl", PLAN.header(), [record])
+    writing.write_jsonl(tmp_path / "x.jsonl", PLAN.header(), [record])
     assert container.read_jsonl(tmp_path / "x.jsonl")[1] == [record]
 
 
@@ -127,16 +127,16 @@ def test_a_tensor_in_parts_is_written_as_the_whole(
     flags = torch.arange(10) % 2 == 0
     edges = [(0, 4), (4, 4), (4, 10)]
 
-    def stacked(whole: torch.Tensor, dtype: str, end: int = 10) -> container.Stacked:
+    def stacked(whole: torch.Tensor, dtype: str, end: int = 10) -> writing.Stacked:
         parts = lambda: (whole.numpy()[a : min(b, end)].astype("float64") for a, b in edges)  # noqa: E731
-        return container.Stacked(dtype, tuple(whole.shape), parts)
+        return writing.Stacked(dtype, tuple(whole.shape), parts)
 
-    container.write_tensors(Path("whole.st"), {"v": values, "f": flags.to(torch.uint8)}, PLAN.header())
-    container.write_tensors(Path(out), {"v": stacked(values, "float32"), "f": stacked(flags, "uint8")}, PLAN.header())
+    writing.write_tensors(Path("whole.st"), {"v": values, "f": flags.to(torch.uint8)}, PLAN.header())
+    writing.write_tensors(Path(out), {"v": stacked(values, "float32"), "f": stacked(flags, "uint8")}, PLAN.header())
     written = capfdbinary.readouterr().out if out == "-" else Path(out).read_bytes()
     assert written == Path("whole.st").read_bytes()
     with pytest.raises(AssertionError):
-        container.write_tensors(Path("short.st"), {"v": stacked(values, "float32", end=9)}, PLAN.header())
+        writing.write_tensors(Path("short.st"), {"v": stacked(values, "float32", end=9)}, PLAN.header())
     assert not Path("short.st").exists()
 
 
@@ -148,13 +148,13 @@ def test_foreign_safetensors_are_named(tmp_path: Path) -> None:
 
 def test_a_wrong_kind_a_missing_tensor_and_a_newer_schema_are_named(tmp_path: Path) -> None:
     other = tmp_path / "x.st"
-    container.write_tensors(other, {"a": torch.zeros(1)}, h.Plan("cache", h.SHARD, {}).header())
+    writing.write_tensors(other, {"a": torch.zeros(1)}, h.Plan("cache", h.SHARD, {}).header())
     with pytest.raises(ArtifactError, match=r"is one shard of an activation cache .* where an SAE was expected"):
         sae_files.load(other)
-    container.write_tensors(other, {"W_enc": torch.zeros(2, 3)}, PLAN.header())
+    writing.write_tensors(other, {"W_enc": torch.zeros(2, 3)}, PLAN.header())
     with pytest.raises(ArtifactError, match="lacks the tensor b_enc, W_dec, b_dec"):
         sae_files.load(other)
-    container.write_tensors(other, {}, h.Plan("train", "saetool/sae@99", {}).header())
+    writing.write_tensors(other, {}, h.Plan("train", "saetool/sae@99", {}).header())
     with pytest.raises(ArtifactError, match="sae@99"):
         sae_files.load(other)
 
@@ -165,7 +165,7 @@ def test_a_mis_shaped_or_nan_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="b_enc holds NaN"):
         sae_files.load(save_sae(tmp_path / "a.st", sae))
     tensors = {"W_enc": torch.zeros(2, 3), "b_enc": torch.zeros(4), "W_dec": torch.zeros(3, 2), "b_dec": torch.zeros(2)}
-    container.write_tensors(tmp_path / "b.st", tensors, PLAN.header(config={"arch": "relu"}))
+    writing.write_tensors(tmp_path / "b.st", tensors, PLAN.header(config={"arch": "relu"}))
     with pytest.raises(ArtifactError, match=r"b_enc has shape \(4,\), \(3,\) expected"):
         sae_files.load(tmp_path / "b.st")
 
@@ -197,24 +197,24 @@ def test_history_is_carried_from_file_to_file() -> None:
 
 def test_existing_outputs_follow_the_key_rule(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    assert not container.up_to_date(path, PLAN, overwrite=False)
-    container.write_json(path, PLAN.header(), {})
+    assert not writing.up_to_date(path, PLAN, overwrite=False)
+    writing.write_json(path, PLAN.header(), {})
     os.utime(path, (1, 1))
-    assert container.up_to_date(path, PLAN, overwrite=False)
+    assert writing.up_to_date(path, PLAN, overwrite=False)
     assert path.stat().st_mtime > 1e9, "make needs a new time"
     other = h.Plan("train", h.SAE, {"k": 4, "lr": 0.5})
     with pytest.raises(ArtifactError, match="k 3 there, 4 here"):
-        container.up_to_date(path, other, overwrite=False)
-    assert not container.up_to_date(path, other, overwrite=True)
+        writing.up_to_date(path, other, overwrite=False)
+    assert not writing.up_to_date(path, other, overwrite=True)
     path.write_text("something of the user's")
     with pytest.raises(ArtifactError, match="will not be replaced"):
-        container.up_to_date(path, PLAN, overwrite=False)
+        writing.up_to_date(path, PLAN, overwrite=False)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_standard_output_that_is_cut_short_is_never_taken_for_whole(unbuffered: str) -> None:
     """A reader that leaves, and a full disk; unbuffered, Python itself would write what fits and say nothing."""
-    code = "import sys; from pathlib import Path; from saetool.artifacts import container as c\n"
+    code = "import sys; from pathlib import Path; from saetool.artifacts import writing as c\n"
     code += "try: c.write_bytes(Path('-'), b'x' * 3_000_000)\nexcept BrokenPipeError: sys.exit(141)\n"
     code += "except c.ArtifactError as error: sys.exit(error.message)"
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}

@@ -9,8 +9,8 @@ from conftest import random_sae, save_sae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saetool.artifacts import container, records
 from saetool.artifacts import header as h
+from saetool.artifacts import records, writing
 from saetool.errors import ArtifactError
 
 PLAN = h.Plan("stitch", h.STITCH, {"theta": 0.7})
@@ -49,7 +49,7 @@ def written(path: Path, what: dict[str, Any]) -> str:
 
 def test_what_is_read_is_what_one_file_would_hold(tmp_path: Path) -> None:
     written(tmp_path / "two.json", payload())
-    container.write_json(tmp_path / "one.json", PLAN.header(), payload())
+    writing.write_json(tmp_path / "one.json", PLAN.header(), payload())
     assert records.beside(tmp_path / "two.json").is_file()
     one, two = (records.read(tmp_path / f"{name}.json") for name in ("one", "two"))
     assert json.dumps(two[1]) == json.dumps(one[1])
@@ -80,7 +80,7 @@ def test_any_record_comes_back(tmp_path_factory: pytest.TempPathFactory, value: 
 
 def test_a_short_record_is_one_file_and_the_same_bytes_as_ever(tmp_path: Path) -> None:
     what = {"mse": [0.5] * 20}
-    container.write_json(tmp_path / "plain.json", PLAN.header(), what)
+    writing.write_json(tmp_path / "plain.json", PLAN.header(), what)
     written(tmp_path / "r.json", what)
     assert (tmp_path / "r.json").read_bytes() == (tmp_path / "plain.json").read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"plain.json", "r.json"}

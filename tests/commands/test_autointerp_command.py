@@ -11,7 +11,7 @@ from planted_text import PAIR, RANDOM, UNIGRAM, D, planted_cache, planted_sae
 from scipy import stats
 from typer.testing import CliRunner, Result
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts import sae as sae_files
 from saetool.cli import app
@@ -332,7 +332,7 @@ def test_a_token_without_a_string_is_named(here: Path, tmp_path: Path) -> None:
     (here / "acts").unlink()
     planted_cache(here / "acts")
     header, payload = container.read_json(here / "acts" / "vocabulary.json")
-    container.write_json(here / "acts" / "vocabulary.json", header, {"strings": payload["strings"][:3]})
+    writing.write_json(here / "acts" / "vocabulary.json", header, {"strings": payload["strings"][:3]})
     refused(run(here / "sae.st", "--acts", here / "acts", *FAST, "-o", here / "x.jsonl"), 1, "has 3 strings")
     (here / "acts" / "vocabulary.json").unlink()
     refused(run(here / "sae.st", "--acts", here / "acts", *FAST, "-o", here / "x.jsonl"), 1, "vocabulary.json: no such")
@@ -385,7 +385,7 @@ def save_parent_and_meta(folder: Path, planted: bool = True) -> None:
         records.append({"latent": i, "status": "scored", "table": [[None, t, 10] for t in tokens]})
     strings = {str(j): f" m{j}" for j in range(40)}
     plan = h.Plan("autointerp", h.EXPLANATIONS, {}, [loaded.as_input("sae")], [loaded.header])
-    container.write_jsonl(folder / "base.jsonl", plan.header(config={"strings": strings}), records)
+    writing.write_jsonl(folder / "base.jsonl", plan.header(config={"strings": strings}), records)
 
 
 def meta_command(folder: Path) -> tuple[object, ...]:
@@ -440,7 +440,7 @@ def test_labels_of_the_parent_with_a_threshold_are_the_parents(tmp_path: Path) -
     assert labelled.sha256 != parent.sha256
     header, records = container.read_jsonl(tmp_path / "base.jsonl")
     plan = h.Plan("autointerp", h.EXPLANATIONS, {}, [labelled.as_input("sae")], [labelled.header])
-    container.write_jsonl(tmp_path / "base.jsonl", plan.header(config=header.config), records)
+    writing.write_jsonl(tmp_path / "base.jsonl", plan.header(config=header.config), records)
     ok(*meta_command(tmp_path))
 
 
@@ -470,12 +470,12 @@ def test_meta_inputs_that_do_not_fit_are_named(tmp_path: Path) -> None:
     refused(run(*command, "--parent", other), 1, "not the SAE that meta.st was made from")
     loaded = sae_files.load(other)
     plan = h.Plan("autointerp", h.EXPLANATIONS, {}, [loaded.as_input("sae")], [loaded.header])
-    container.write_jsonl(tmp_path / "foreign.jsonl", plan.header(config={}), [])
+    writing.write_jsonl(tmp_path / "foreign.jsonl", plan.header(config={}), [])
     refused(run(command[0], "--labels", tmp_path / "foreign.jsonl", *command[3:]), 1, "explains another SAE")
     header, _ = container.read_jsonl(tmp_path / "base.jsonl")
-    container.write_jsonl(tmp_path / "empty.jsonl", header, [])
+    writing.write_jsonl(tmp_path / "empty.jsonl", header, [])
     refused(run(command[0], "--labels", tmp_path / "empty.jsonl", *command[3:]), 1, "holds no token table")
-    container.write_jsonl(tmp_path / "bad.jsonl", header, [{"latent": 0, "table": [[1]]}])
+    writing.write_jsonl(tmp_path / "bad.jsonl", header, [{"latent": 0, "table": [[1]]}])
     refused(run(command[0], "--labels", tmp_path / "bad.jsonl", *command[3:]), 1, "is damaged")
     (tmp_path / "parent.st").unlink()
     refused(run(*command), 1, "no such file", "pass --parent")
@@ -501,7 +501,7 @@ def save_two_parents_and_meta(folder: Path) -> tuple[Path, Path]:
         loaded = sae_files.load(path)
         plan = h.Plan("autointerp", h.EXPLANATIONS, {}, [loaded.as_input("sae")], [loaded.header])
         own = [{**r, "latent": r["latent"] - mine.start} for r in records[mine]]
-        container.write_jsonl(path.with_suffix(".jsonl"), plan.header(config=header.config), own)
+        writing.write_jsonl(path.with_suffix(".jsonl"), plan.header(config=header.config), own)
     files = [sae_files.load(path) for path in paths]
     plan = h.Plan("meta", h.SAE, {}, [f.as_input("parent") for f in files], [f.header for f in files])
     config = {**sae_files.config_of(meta.sae), "hook": "decoder"}

@@ -21,7 +21,7 @@ from scipy import stats
 from stub_llm import Body, Fault, Stub, answer_all, prompt_of, serving
 from test_autointerp_command import meta_command, ok, refused, run, save_parent_and_meta
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.llm import http, local
 
@@ -659,7 +659,7 @@ def described(folder: Path) -> None:
     header, records = container.read_jsonl(folder / "base.jsonl")
     for record in records:
         record["description"] = " and ".join(f"m{t}" for _, t, _ in record["table"]) + f", no. {record['latent']}"
-    container.write_jsonl(folder / "base.jsonl", header, records)
+    writing.write_jsonl(folder / "base.jsonl", header, records)
 
 
 def overlap(body: Body) -> str:
@@ -703,7 +703,7 @@ def test_a_choice_made_at_random_is_at_chance_and_an_oracles_is_right(tmp_path: 
     header, records = container.read_jsonl(tmp_path / "base.jsonl")
     for record in records:
         record["description"] = f"parent {record['latent']}"
-    container.write_jsonl(tmp_path / "base.jsonl", header, records)
+    writing.write_jsonl(tmp_path / "base.jsonl", header, records)
     g = np.random.default_rng(0)
     stub.answer = lambda body: (
         json.dumps({"answer": int(g.integers(5)) + 1}) if "Which latent" in prompt_of(body) else '{"description": "x"}'

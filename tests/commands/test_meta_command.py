@@ -15,7 +15,7 @@ import torch
 from conftest import generator, random_sae, save_sae, write_cache
 from typer.testing import CliRunner
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import sae as sae_files
 from saetool.cli import app, spread
 from saetool.config import META_PRESETS, MetaConfig
@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(here: Path, monkeypatch: 
     save = sae_files.save
 
     def full(path: Path, *rest):
-        with container.atomic_file(path) as file:
+        with writing.atomic_file(path) as file:
             file.write(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

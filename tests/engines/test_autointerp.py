@@ -23,7 +23,7 @@ from planted_text import (
     planted_sae,
 )
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
@@ -212,7 +212,7 @@ def test_windows_are_held_as_places_and_made_when_they_are_written(explained, sc
     header = h.Plan("autointerp", h.WINDOWS, {}).header()
     tracemalloc.start()
     try:
-        container.write_tensors(tmp_path / "w.st", tensors, header)
+        writing.write_tensors(tmp_path / "w.st", tensors, header)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

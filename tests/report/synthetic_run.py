@@ -14,8 +14,8 @@ import numpy as np
 import synthetic_parts as parts
 import torch
 
-from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.artifacts import writing
 
 D, THETA = 48, 0.7
 MODEL = {"id": "SmolLM2-135M", "revision": None, "hook_name": "blocks.9.hook_resid_post", "width": D}
@@ -65,13 +65,13 @@ class SyntheticRun:
         folder.mkdir()
         plan = self.plan("cache", h.CACHE, {"model": MODEL["id"], "tokens": 500_000})
         header = plan.header(config={"d_in": D, "ctx_len": 128, "bos": "prepend"}, model=MODEL, dtype="float32")
-        container.write_json(folder / "vocabulary.json", header, {"strings": self.words})
+        writing.write_json(folder / "vocabulary.json", header, {"strings": self.words})
         top = [[i, word, 900 - i] for i, word in enumerate(self.words[:5])]
         payload = {
             "shards": [], "splits": {"heldout": {"rows": 50_000}, "train": {"rows": 450_000}},
             "statistics": parts.STATISTICS, "profile": {**parts.PROFILE, "top_tokens": top},
         }  # fmt: skip
-        sha256 = container.write_json(folder / "manifest.json", header, payload)
+        sha256 = writing.write_json(folder / "manifest.json", header, payload)
         self._wrote(folder, "acts", header, sha256)
         return folder
 
@@ -98,7 +98,7 @@ class SyntheticRun:
         header = plan.header(config=config, model=MODEL, seed=seed, dtype="float32")
         tensors = {"W_dec": torch.tensor(rows, dtype=torch.float32), "W_enc": torch.tensor(rows.T.copy()).float()}
         path = self.folder / name
-        return self._wrote(path, "sae", header, container.write_tensors(path, tensors, header))
+        return self._wrote(path, "sae", header, writing.write_tensors(path, tensors, header))
 
     def saes(self) -> list[Path]:
         basis = self.rng.normal(size=(256, D))
@@ -127,7 +127,7 @@ class SyntheticRun:
                 )
         path = self.folder / "train.jsonl"
         header = self.plan("train", h.TRAIN_LOG, {"saes": list(self.decoders)}, "acts").header()
-        return self._wrote(path, "log", header, container.write_jsonl(path, header, records))
+        return self._wrote(path, "log", header, writing.write_jsonl(path, header, records))
 
     def eval(self) -> Path:
         saes = []
@@ -158,7 +158,7 @@ class SyntheticRun:
         )
         path = self.folder / "eval.json"
         payload = {"split": "heldout", "n_tokens": 50_000, "saes": saes}
-        return self._wrote(path, "eval", header, container.write_json(path, header, payload))
+        return self._wrote(path, "eval", header, writing.write_json(path, header, payload))
 
     def stitch(self) -> Path:
         ladder = [("sae-64.st", "sae-128.st"), ("sae-128.st", "sae-256.st"), ("sae-128.st", "sae-128-seed1.st")]
@@ -171,7 +171,7 @@ class SyntheticRun:
         path = self.folder / "stitch.json"
         exchange = parts.bias_exchange(["sae-64.st", "sae-128.st", "sae-256.st"])
         payload = {"theta": THETA, "saes": saes, "pairs": pairs, "bias_exchange": exchange}
-        return self._wrote(path, "stitch", header, container.write_json(path, header, payload))
+        return self._wrote(path, "stitch", header, writing.write_json(path, header, payload))
 
     def _pair(self, small: str, large: str) -> dict[str, Any]:
         a, b = self.decoders[small], self.decoders[large]
@@ -235,7 +235,7 @@ class SyntheticRun:
         header = plan.header(
             config={**options, "d_in": D, "d_sae": n, "hook": "decoder"}, model={"hook_name": "decoder"}
         )
-        self._wrote(st, "sae", header, container.write_tensors(st, {"W_dec": torch.tensor(rows).float()}, header))
+        self._wrote(st, "sae", header, writing.write_tensors(st, {"W_dec": torch.tensor(rows).float()}, header))
         record = self.plan("meta", h.META, options, *names, roles=roles).header(seed=0)
         indices = [sorted(self.rng.choice(n, 4, replace=False).tolist()) for _ in range(256)]
         weights = [(0.1 + 0.4 * self.rng.random(4)).round(6).tolist() for _ in range(256)]
@@ -250,7 +250,7 @@ class SyntheticRun:
         small = {"name": "sae-64.st", "sha256": self.inputs["sae-64.st"].sha256}
         payload |= parts.meta_parts(256, n, small, payload["parent"])
         path = self.folder / "meta.json"
-        return self._wrote(path, "meta", record, container.write_json(path, record, payload))
+        return self._wrote(path, "meta", record, writing.write_json(path, record, payload))
 
     def explanations(self) -> Path:
         """Descriptions of 40 latents of the widest SAE with windows, and of the meta-latents with a multiple choice."""
@@ -270,7 +270,7 @@ class SyntheticRun:
             "role": role.astype(np.uint8), "source": np.zeros((n, 2), np.int32), "length": np.full(n, w, np.int32),
         }  # fmt: skip
         windows = self.folder / "explanations.windows.st"
-        sha256 = container.write_tensors(windows, {k: torch.from_numpy(v) for k, v in tensors.items()}, header)
+        sha256 = writing.write_tensors(windows, {k: torch.from_numpy(v) for k, v in tensors.items()}, header)
         self._wrote(windows, "windows", header, sha256)
         records = []
         for i, latent in enumerate(wanted):
@@ -296,7 +296,7 @@ class SyntheticRun:
         plan = self.plan("autointerp", h.EXPLANATIONS, {"latents": "40"}, "sae-256.st", "acts")
         header = plan.header(config={"summary": summary, "windows_sha256": sha256, "complete": True}, seed=0)
         path = self.folder / "explanations.jsonl"
-        return self._wrote(path, "labels", header, container.write_jsonl(path, header, records))
+        return self._wrote(path, "labels", header, writing.write_jsonl(path, header, records))
 
     def meta_explanations(self) -> Path:
         records = [
@@ -309,7 +309,7 @@ class SyntheticRun:
         plan = self.plan("autointerp", h.EXPLANATIONS, {"scorer": "choice"}, "meta.st", "explanations.jsonl")
         header = plan.header(config={"summary": summary, "complete": True}, seed=0)
         path = self.folder / "meta-explanations.jsonl"
-        return self._wrote(path, "labels", header, container.write_jsonl(path, header, records))
+        return self._wrote(path, "labels", header, writing.write_jsonl(path, header, records))
 
     def write(self) -> list[Path]:
         """The whole run: every artifact, in the pipeline's order."""

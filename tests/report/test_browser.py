@@ -11,7 +11,7 @@ from synthetic_run import SyntheticRun
 from test_report import HOSTILE, build
 from typer.testing import CliRunner
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.cli import app
 from saetool.report import render
 from saetool.report.run import Look
@@ -344,7 +344,7 @@ def test_a_large_run_stays_within_size_memory_and_time(browser: Any, tmp_path: P
     pair["max_cosine"]["values"] *= times
     pair["data"]["effects"]["delta_mse"] *= times
     pair["edges"] = [[a, b + 256 * i, c] for i in range(times) for a, b, c in pair["edges"]]
-    container.write_json(tmp_path / "run" / "stitch.json", header, record)
+    writing.write_json(tmp_path / "run" / "stitch.json", header, record)
     file = tmp_path / "r.html"
     file.write_bytes(build([tmp_path / "run"], look=Look(features=200)))
     assert file.stat().st_size <= 6_000_000

@@ -18,7 +18,7 @@ import pytest
 from synthetic_run import SyntheticRun, component_shapes
 from typer.testing import CliRunner, Result
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.cli import app
 from saetool.config import ReportConfig
@@ -274,7 +274,7 @@ def test_the_first_finding_is_who_splits_into_whom(page: Parsed, run_dir: Path) 
 def test_a_path_that_misses_its_end_is_said(tmp_path: Path, run_dir: Path) -> None:
     header, record = container.read_json(run_dir / "stitch.json")
     record["pairs"][0]["data"]["path"]["mse"][-1] *= 1.5
-    container.write_json(tmp_path / "stitch.json", header, record)
+    writing.write_json(tmp_path / "stitch.json", header, record)
     assert "Path ends DIFFER from the SAEs' own numbers" in Parsed(build([tmp_path])).text()
 
 
@@ -377,7 +377,7 @@ def hostile_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.write()
     header, record = container.read_json(folder / "eval.json")
     record["saes"][0]["name"] = HOSTILE[2]
-    container.write_json(folder / "<b onclick=x>&.json", header, record)
+    writing.write_json(folder / "<b onclick=x>&.json", header, record)
     return folder
 
 
@@ -657,7 +657,7 @@ def test_undefined_numbers_are_gaps_and_are_counted(tmp_path: Path, run_dir: Pat
     pair["data"]["path"]["mse"][5] = None
     pair["data"]["effects"]["delta_mse"][3] = float("nan")
     pair["max_cosine"]["values"][4] = None
-    container.write_json(tmp_path / "stitch.json", header, record)
+    writing.write_json(tmp_path / "stitch.json", header, record)
     parsed = Parsed(build([tmp_path]))
     text = parsed.text()
     assert "1 undefined values are gaps." in text
@@ -669,7 +669,7 @@ def test_a_pair_without_data_has_no_path_and_says_how_to_get_one(tmp_path: Path,
     header, record = container.read_json(run_dir / "stitch.json")
     for pair in record["pairs"]:
         pair |= {"data": None, "edges": [], "sweep": [], "component_shapes": [], "components": 0}
-    container.write_json(tmp_path / "stitch.json", header, record)
+    writing.write_json(tmp_path / "stitch.json", header, record)
     text = Parsed(build([tmp_path])).text()
     assert "Effects on reconstruction were not measured" in text and "reaches θ = 0.7: no components" in text
 
@@ -690,7 +690,7 @@ def test_a_huge_component_is_drawn_in_part_and_said(tmp_path: Path, run_dir: Pat
     pair["edges"] = [[i, j, 0.7 + 0.002 * i] for i in range(60) for j in (i, i + 60)] + [
         [i, i + 1, 0.9] for i in range(59)
     ]
-    container.write_json(tmp_path / "stitch.json", header, record)
+    writing.write_json(tmp_path / "stitch.json", header, record)
     text = Parsed(build([tmp_path])).text()
     assert "between 60 small and 120 large latents. Drawn: the 16 and 16 with the largest cosines." in text
 
@@ -706,7 +706,7 @@ def test_descriptions_hold_across_threshold(run_dir: Path, tmp_path: Path) -> No
     loaded = container.read_tensors(tmp_path / "run" / "sae-256.st", h.SAE)
     made = plan.header(config=header.config, model=header.model)
     path = tmp_path / "run" / "sae-256-threshold.st"
-    sha256 = container.write_tensors(path, loaded.tensors, made)
+    sha256 = writing.write_tensors(path, loaded.tensors, made)
     run.stitch()
     run.inputs["sae-256.st"] = h.Input("sae", path.name, sha256, h.SAE)
     run.headers["sae-256.st"] = made
@@ -890,7 +890,7 @@ def spoiled(run_dir: Path) -> dict[str, bytes]:
     newer = header.to_json() | {"schema": "saetool/eval@9"}
     text = (run_dir / "stitch.json").read_bytes()
     return {
-        "metrics is missing": container.json_bytes(header, record),
+        "metrics is missing": writing.json_bytes(header, record),
         "schema saetool/eval@9": json.dumps({"saetool": newer}).encode(),
         "not JSON": text[: len(text) // 2],
         "cut off": (run_dir / "sae-64.st").read_bytes()[:-10],
@@ -946,7 +946,7 @@ def test_a_record_that_contradicts_its_schema_is_damaged(
         del place[path[-1]]
     else:
         place[path[-1]] = value
-    container.write_json(tmp_path / "stitch.json", header, record)
+    writing.write_json(tmp_path / "stitch.json", header, record)
     with pytest.raises(ArtifactError, match="is damaged"):
         collect.collect([tmp_path])
 

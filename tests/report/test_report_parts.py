@@ -11,7 +11,7 @@ from synthetic_run import WORDS, SyntheticRun
 from test_report import Parsed, build, payload
 from typer.testing import CliRunner
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.cli import app
 from saetool.config import ReportConfig
@@ -107,8 +107,8 @@ def test_parts_that_a_record_lacks_are_no_figures(run_dir: Path) -> None:
 
 def test_what_does_not_depend_on_theta_is_drawn_once(run_dir: Path, tmp_path: Path) -> None:
     header, record = container.read_json(run_dir / "stitch.json")
-    container.write_json(tmp_path / "a.json", header, record)
-    container.write_json(tmp_path / "b.json", header, record | {"theta": 0.5})
+    writing.write_json(tmp_path / "a.json", header, record)
+    writing.write_json(tmp_path / "b.json", header, record | {"theta": 0.5})
     drawn = {f.id for f in figures_of(sections.page(collect.collect([tmp_path]), "t", Look(features=0)))}
     assert {"pair-0-roc", "pair-0-effects", "pair-1-path"} <= drawn
     assert not {"pair-1-roc", "pair-1-effects", "pair-1-agreement"} & drawn
@@ -186,7 +186,7 @@ def test_what_is_not_measured_is_named_with_its_option(run_dir: Path, tmp_path: 
     for sae in record["saes"]:
         del sae["by"]
         sae["ce"] = None
-    container.write_json(tmp_path / "eval.json", header, record)
+    writing.write_json(tmp_path / "eval.json", header, record)
     text = Parsed(build([tmp_path])).text()
     assert all(w in text for w in ("saetool eval --ce", "saetool eval --by position", "saetool eval --by token"))
 
@@ -205,7 +205,7 @@ def test_the_distribution_of_scores_holds_every_score(figures: dict[str, Any], r
 def test_the_cost_of_calls_is_added_up_over_the_sessions_of_its_log(run_dir: Path, tmp_path: Path) -> None:
     header, records = container.read_jsonl(run_dir / "explanations.jsonl")
     header.config["backend"] = {"kind": "openai", "model": "big"}
-    container.write_jsonl(tmp_path / "e.jsonl", header, records)
+    writing.write_jsonl(tmp_path / "e.jsonl", header, records)
     assert "saetool autointerp --log" in Parsed(build([tmp_path])).text()
     lines = []
     for key, cost in ((header.key, 0.25), (header.key, 0.5), ("another run's", 9.0)):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saetool.artifacts import container
+from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.foreign import READERS, WRITERS, proof_record, refusal
 from saetool.artifacts.foreign.find import find
@@ -73,12 +73,12 @@ def write(folder: Path, sae: SAE, source: h.Header, plan: h.Plan, target: str) -
         WRITERS[target](sae, source, partial)
         for file in partial.rglob("*"):
             if file.is_file():
-                file.chmod(container.new_mode())  # safetensors' own writer makes files that their owner alone may read
+                file.chmod(writing.new_mode())  # safetensors' own writer makes files that their owner alone may read
         proved = _proved(partial, sae, target, folder)
         files = {p.relative_to(partial).as_posix(): h.sha256_file(p) for p in sorted(partial.rglob("*")) if p.is_file()}
         record = {"format": target, "files": files, "proof": proof_record(proved)}
         header = plan.header(config={"format": target}, model=source.model, seed=source.seed, dtype="float32")
-        sha256 = container.write_json(partial / RECORD, header, record)
+        sha256 = writing.write_json(partial / RECORD, header, record)
         if real.exists():
             shutil.rmtree(real)
         os.replace(partial, real)
