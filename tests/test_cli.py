@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,16 +97,37 @@ def test_another_request_is_refused_until_overwrite(tmp_path: Path) -> None:
     assert (tmp_path / "sae.st").read_bytes() != before
 
 
-def test_a_closed_pipe_ends_with_141(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("what", [("inspect", "a.st"), ("stitch", "a.st", "a.st"), ("train", "--help"), ("--version",)])
+def test_standard_output_is_whole_or_the_command_fails(tmp_path: Path, what: tuple[str, ...], unbuffered: str) -> None:
+    """A reader that left, a full disk, a closed one; unbuffered, Python itself writes what fits and says nothing."""
     save_sae(tmp_path / "a.st", random_sae())
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "saetool", *what]
     read, write = os.pipe()
     os.close(read)
-    process = subprocess.run(
-        [sys.executable, "-m", "saetool", "inspect", "a.st"], cwd=tmp_path, stdout=write, stderr=subprocess.PIPE
-    )
+    gone = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, env=environment)
     os.close(write)
-    assert process.returncode == 141
-    assert process.stderr == b""
+    assert gone.returncode == 141
+    assert b"Traceback" not in gone.stderr and b"cannot be written" not in gone.stderr
+    for out in ("> /dev/full", ">&-"):
+        shell = ["bash", "-c", f'exec "$@" {out}', "-", *command]
+        failed = subprocess.run(shell, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+        assert failed.returncode == 1
+        assert "standard output: cannot be written (" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_all_of_a_long_record_goes_through_a_pipe_that_is_read_slowly(tmp_path: Path) -> None:
+    save_sae(tmp_path / "a.st", random_sae(2000))
+    command = [sys.executable, "-m", "saetool", "stitch", "a.st", "a.st", "--theta", "0.7", "--no-match", "--quiet"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        time.sleep(0.2)
+        record = json.loads(first + process.stdout.read())
+    assert process.returncode == 0
+    assert len(json.dumps(record)) > 2**17, "more than a pipe holds"
 
 
 def test_debug_shows_the_traceback_and_its_absence_does_not(tmp_path: Path) -> None:

@@ -84,25 +84,13 @@ def new_mode() -> int:
 def write_bytes(path: Path, data: bytes) -> str:
     """Write ``data`` atomically to ``path`` (``-``: standard output) and return its SHA-256."""
     if str(path) == "-":
-        _write_out(data)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
     else:
         with atomic_file(path) as file:
             file.write(data)
     return h.sha256_bytes(data)
-
-
-def _write_out(data: bytes) -> None:
-    """All of ``data`` to standard output. Raises ``ArtifactError``, or ``BrokenPipeError`` where nobody reads on."""
-    left = memoryview(data)
-    try:
-        sys.stdout.flush()
-        while left:  # with PYTHONUNBUFFERED a write takes what fits, and says so only by its result
-            left = left[sys.stdout.buffer.write(left) :]
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ArtifactError(f"standard output: cannot be written ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
