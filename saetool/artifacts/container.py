@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from saetool.artifacts import header as h
-from saetool.artifacts import hub
 from saetool.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -53,16 +52,6 @@ def read_contents(path: Path) -> Contents:
 
 FOREIGN_SUFFIXES = (".npz", ".pt", ".pth")
 """Of files that saetool never writes as its own."""
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether ``path``, where an SAE is wanted, is another library's: an address, a folder, a file of a kind that is
-    never ours, or safetensors without our header. No torch."""
-    if str(path) == "-":
-        return False
-    if hub.is_address(path) or path.is_dir() or path.suffix in FOREIGN_SUFFIXES:
-        return True
-    return path.suffix == ".safetensors" and path.is_file() and METADATA_KEY not in read_table(path)[1]
 
 
 def read_header(path: Path) -> h.Header:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from saetool.artifacts import container, hub, writing
 from saetool.artifacts import header as h
+from saetool.artifacts.kinds import is_foreign
 from saetool.config import ARCHITECTURES, FOREIGN_ARCHITECTURES
 from saetool.core.activations import Pursuit
 from saetool.core.sae import SAE, check, check_shapes
@@ -130,7 +131,7 @@ def load(path: Path, asked: "Asked | None" = None) -> SAEFile:
     Another library's SAE is imported and proved (artifacts/foreign); its hash is that of the files it was read from,
     and ``asked`` is what they do not say.
     """
-    if container.is_foreign(path):
+    if is_foreign(path):
         foreign, plan = read_foreign(path, asked)
         return SAEFile(foreign.name, foreign.imported.sae, converted_header(foreign, plan), foreign.sha256)
     where = "standard input" if str(path) == "-" else str(path)

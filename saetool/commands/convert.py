@@ -7,6 +7,7 @@ import typer
 
 from saetool.artifacts import container, writing
 from saetool.artifacts import header as h
+from saetool.artifacts.kinds import is_foreign
 from saetool.config import SAE_FORMATS, SAE_TARGETS
 from saetool.console import Console
 from saetool.errors import ConfigError
@@ -112,7 +113,7 @@ def _check(
 def _import(console: Console, src: Path, asked: Any, out: Path, overwrite: bool, dry_run: bool) -> None:
     from saetool.artifacts import sae as sae_files
 
-    if not container.is_foreign(src):
+    if not is_foreign(src):
         container.read_header(src)  # a missing or damaged file says so first
         raise ConfigError(f"{src}: is saetool's own already", f"--to {'|'.join(SAE_TARGETS)} writes another library's")
     read, plan = sae_files.read_foreign(src, asked)

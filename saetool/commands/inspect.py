@@ -11,6 +11,7 @@ import typer
 from saetool.artifacts import container
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.artifacts.header import CACHE, KINDS, Header
+from saetool.artifacts.kinds import is_foreign
 from saetool.errors import ArtifactError, ConfigError
 from saetool.options import DebugFlag, Json
 
@@ -64,7 +65,7 @@ def inspect(
 
 def _contents(file: Path) -> tuple[Header, dict[str, Any]]:
     """The header, and type and shape of each tensor."""
-    if container.is_foreign(file) and not (file / "manifest.json").is_file():
+    if is_foreign(file) and not (file / "manifest.json").is_file():
         from saetool.artifacts import sae as sae_files
 
         loaded = sae_files.load(file)

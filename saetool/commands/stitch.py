@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from saetool.artifacts import container, records
+from saetool.artifacts import container, records, writing
 from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache, open_cache
 from saetool.commands.checks import check_encodes, check_site, check_split
@@ -138,7 +138,7 @@ def stitch(
         facts = {"saes": [f"{i.name} ({i.d_sae})" for i in inputs], "theta": theta, "rows": rows, "take": chosen}
         console.plan({**facts, "output": out})
         return
-    there = container if chosen else records
+    there = writing if chosen else records
     if there.up_to_date(out, plan, overwrite=overwrite):
         found = container.read_header(out)
         of_pairs = [] if chosen else container.read_json(out)[1]["pairs"]

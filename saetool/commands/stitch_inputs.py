@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from saetool.artifacts import container
 from saetool.artifacts import header as h
+from saetool.artifacts.kinds import is_foreign
 from saetool.commands.checks import check_one_stdin
 from saetool.console import Console
 from saetool.errors import ArtifactError, ConfigError
@@ -37,7 +38,7 @@ class Look:
 
 def look(path: Path) -> Look:
     """What stands in the header of the SAE at ``path``."""
-    if str(path) == "-" or container.is_foreign(path):
+    if str(path) == "-" or is_foreign(path):
         from saetool.artifacts import sae as sae_files
 
         file = sae_files.load(path)
