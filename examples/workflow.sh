@@ -8,7 +8,7 @@
 #   TRAIN         options of saetool train: architecture, sparsity, length
 #   CE_TOKENS     tokens for the cross-entropies      META_STEPS   steps of the meta-SAE
 #   THETA         cut-offs of the stitching: the paper's for L1 SAEs, and one near the best for small BatchTopK SAEs
-#   LATENTS       latents to explain
+#   LATENTS       latents to explain, of each SAE of the ladder
 set -euo pipefail
 mkdir -p "$RUN"
 ACTS=${ACTS:-$RUN/acts}
@@ -49,6 +49,8 @@ done
 saetool stitch "${ladder[0]}" "${ladder[-1]}" -o "$RUN/far.json"
 saetool stitch "${ladder[0]}" "$seed1" --acts "$ACTS" -o "$RUN/seeds.json"
 saetool meta "$RUN/sae-$large.st" --steps "${META_STEPS:-1000}" --compare "${ladder[@]:0:${#ladder[@]}-1}" -o "$RUN/meta.st"
-saetool autointerp "$RUN/sae-$large.st" --acts "$ACTS" --latents "${LATENTS:-all}" -o "$RUN/latents.jsonl"
-saetool autointerp "$RUN/meta.st" --parent "$RUN/sae-$large.st" --labels "$RUN/latents.jsonl" -o "$RUN/meta-latents.jsonl"
+for width in ${WIDTHS//,/ }; do
+  saetool autointerp "$RUN/sae-$width.st" --acts "$ACTS" --latents "${LATENTS:-all}" -o "$RUN/latents-$width.jsonl"
+done
+saetool autointerp "$RUN/meta.st" --parent "$RUN/sae-$large.st" --labels "$RUN/latents-$large.jsonl" -o "$RUN/meta-latents.jsonl"
 saetool report "$RUN" -o "$RUN/report.html"

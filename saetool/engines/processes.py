@@ -6,6 +6,7 @@ weights.
 
 import atexit
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -83,6 +84,9 @@ class Processes:
     def leave(self) -> None:
         """Part from the others; again, do nothing."""
         if self.size > 1 and dist.is_initialized():
+            # The group's threads may still hold tensors of the last exchange, and need the interpreter to free them.
+            # Its end waits for its threads and, in some versions of torch, keeps the interpreter meanwhile.
+            time.sleep(0.2)
             dist.destroy_process_group()
 
 

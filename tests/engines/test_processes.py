@@ -45,7 +45,7 @@ def together(script: Path, text: str) -> subprocess.CompletedProcess[str]:
     script.write_text(text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at the system's list of threads")
