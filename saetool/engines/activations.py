@@ -10,9 +10,9 @@ from jaxtyping import Int
 from saetool.artifacts.cache import Cache
 from saetool.artifacts.delphi import DelphiLatents
 from saetool.core.sae import SAE
-from saetool.engines import firings, windows
+from saetool.engines import firings, stretches
 from saetool.engines.firings import Advance, Firing
-from saetool.engines.windows import Text
+from saetool.engines.stretches import Text
 
 
 class Activations(Protocol):
@@ -46,7 +46,7 @@ class Encoded:
         return sum(self.cache.rows(split) for split in self.splits)
 
     def text(self, skip_positions: int) -> Text:
-        return windows.read_text(self.cache, self.splits, skip_positions)
+        return stretches.read_text(self.cache, self.splits, skip_positions)
 
     def counts(self, latents: Sequence[int] | None, advance: Advance) -> Int[np.ndarray, " L"]:
         return firings.count(self.sae, self.cache, self.splits, self.device, advance, latents)
@@ -70,7 +70,7 @@ class Stored:
         n, length = self.latents.tokens.shape
         contexts = np.repeat(np.arange(n, dtype=np.int64), length)
         positions = np.tile(np.arange(length, dtype=np.int64), n)
-        return windows.cut(self.latents.tokens.ravel(), contexts, contexts, positions, skip_positions)
+        return stretches.cut(self.latents.tokens.ravel(), contexts, contexts, positions, skip_positions)
 
     def counts(self, latents: Sequence[int] | None, advance: Advance) -> Int[np.ndarray, " L"]:
         total = np.zeros(self.d_sae, dtype=np.int64)

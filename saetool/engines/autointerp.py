@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 
 from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
-from saetool.engines import firings, prompts, windows
+from saetool.engines import firings, prompts, stretches, windows
 from saetool.engines.activations import Activations
 from saetool.engines.calls import Caller, Missing, Stopped, each
 from saetool.engines.firings import Advance, Firing
 from saetool.engines.judges import Explanation, Judge
+from saetool.engines.stretches import Parts, Text
 from saetool.engines.strings import Strings
-from saetool.engines.windows import Drawn, Parts, Text, Windows
+from saetool.engines.windows import Drawn, Windows
 
 REASONS = ("dead", "too_rare", "too_dense", "one_half")
 """Why a latent is skipped: it never fires; in fewer stretches than asked; on too many rows; without repeated text, in
@@ -99,7 +100,7 @@ def explain(
     never those of all.
     """
     text = source.text(config.skip_positions)
-    parts = windows.divide(windows.kinds(text), config)
+    parts = stretches.divide(stretches.kinds(text), config)
     words = None
     if strings is not None:
         strings(int(text.tokens.max(initial=0)))  # every token has one, or this raises

@@ -17,7 +17,7 @@ from saetool.artifacts import header as h
 from saetool.artifacts.cache import Cache
 from saetool.cli import app
 from saetool.config import AutointerpConfig
-from saetool.engines import autointerp, windows
+from saetool.engines import autointerp, stretches
 from saetool.engines.activations import Encoded, Stored
 from saetool.errors import ArtifactError
 
@@ -63,13 +63,13 @@ def test_windows_are_the_same_as_from_the_cache(cache: Cache, tmp_path: Path, re
     # Contexts are documents there: our text is cut in the same way before windows are drawn.
     theirs, text = stored.text(0), ours.text(0)
     assert (theirs.tokens == text.tokens).all()
-    by_context = windows.cut(
+    by_context = stretches.cut(
         text.tokens, np.repeat(np.arange(len(text.tokens) // CTX), CTX), *[np.arange(len(text.tokens)) // CTX],
         np.arange(len(text.tokens)) % CTX,
     )  # fmt: skip
     assert (by_context.first == theirs.first).all() and (by_context.size == theirs.size).all()
     for firing in ours.collect(some, silent):
-        parts = windows.divide(by_context.document, CONFIG)
+        parts = stretches.divide(by_context.document, CONFIG)
         a = autointerp.explain_latent(firing, theirs, parts, CONFIG)
         b = autointerp.explain_latent(firing, by_context, parts, CONFIG)
         assert a.table == b.table

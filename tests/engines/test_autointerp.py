@@ -29,11 +29,12 @@ from saetool.artifacts.cache import Cache
 from saetool.config import AutointerpConfig
 from saetool.core import ngram, scoring
 from saetool.core.ngram import Entry
-from saetool.engines import autointerp, choice, explanations, firings, scores, windows
+from saetool.engines import autointerp, choice, explanations, firings, scores, stretches, windows
 from saetool.engines.activations import Encoded
 from saetool.engines.firings import Firing
 from saetool.engines.judges import TableJudge
-from saetool.engines.windows import N_EXPLAIN, N_SCORE, ROLES, Text
+from saetool.engines.stretches import Text
+from saetool.engines.windows import N_EXPLAIN, N_SCORE, ROLES
 
 SPLITS = ("train", "heldout")
 NEAR = torch.eye(D) + 0.1 * torch.eye(D).roll(1, 0)
@@ -156,7 +157,7 @@ def test_latents_without_an_explanation_come_out_with_their_reason(cache, explai
     assert reasons == {DEAD: "dead", RARE: "too_rare", DENSE: "too_dense", ONE_DOCUMENT: "too_rare"}
     few = explain(cache, dataclasses.replace(CONFIG, min_firing=1))
     assert few[ONE_DOCUMENT].reason == "one_half"
-    assert explained[DENSE].firing_rows > 0.85 * windows.read_text(cache, SPLITS).n_rows
+    assert explained[DENSE].firing_rows > 0.85 * stretches.read_text(cache, SPLITS).n_rows
 
 
 # --- windows ---------------------------------------------------------------------------------------------------
@@ -225,8 +226,8 @@ def test_windows_are_held_as_places_and_made_when_they_are_written(explained, sc
 
 
 def test_top_windows_hold_the_largest_peaks_of_their_half(cache, explained) -> None:
-    text = windows.read_text(cache, SPLITS)
-    half = windows.explain_half(text.document, CONFIG.seed, CONFIG.split)
+    text = stretches.read_text(cache, SPLITS)
+    half = stretches.explain_half(text.document, CONFIG.seed, CONFIG.split)
     acts = torch.cat([t["acts"] for split in SPLITS for t in cache.iter_split(split)]).numpy()
     for j in RANDOM:  # distinct values
         peaks = np.array([acts[f : f + n, j].max() for f, n in zip(text.first, text.size, strict=True)])
@@ -251,7 +252,7 @@ def test_equal_windows_of_text_are_drawn_once() -> None:
     text = Text(tokens, n * 8, np.full(40, 8), n, np.zeros(40, dtype=int), n)
     firing = Firing(0, n * 8 + 3, np.ones(40, dtype=np.float32))
     config = AutointerpConfig(window=8)
-    drawn = windows.draw(firing, windows.peaks(firing, text), text, windows.divide(n, config), config)
+    drawn = windows.draw(firing, windows.peaks(firing, text), text, stretches.divide(n, config), config)
     assert len(drawn.role) == 1
 
 
@@ -263,7 +264,7 @@ def test_windows_that_repeat_a_sentence_are_drawn_once() -> None:
     text = Text(tokens.ravel(), n * 20, np.full(40, 20), n, np.zeros(40, dtype=int), n)
     firing = Firing(0, n * 20 + 10, np.ones(40, dtype=np.float32))
     config = AutointerpConfig(window=16)
-    half = windows.divide(n, config)
+    half = stretches.divide(n, config)
     assert len(windows.draw(firing, windows.peaks(firing, text), text, half, config).role) == 1
     text.tokens[9::20] = 2000 + n  # a run of four, then of four: no repeat
     drawn = windows.draw(firing, windows.peaks(firing, text), text, half, config)
@@ -281,17 +282,17 @@ def test_near_duplicate_documents_are_in_one_part() -> None:
     document = np.repeat(7 + 3 * np.arange(len(texts)), 2)
     first, n = np.cumsum(size) - size, np.arange(len(halves))
     text = Text(np.concatenate(halves).astype(np.int32), first, size, n, n * 0, document)
-    kind = windows.kinds(text)
+    kind = stretches.kinds(text)
     assert (kind[::2] == kind[1::2]).all()
     assert kind[::2].tolist() == document[::2][[*range(30), *range(20), 3]].tolist()
-    assert (windows.divide(kind, CONFIG).explain != windows.divide(document, CONFIG).explain).any()
+    assert (stretches.divide(kind, CONFIG).explain != stretches.divide(document, CONFIG).explain).any()
 
 
 def test_the_parts_of_a_run_are_those_of_kinds(cache, monkeypatch: pytest.MonkeyPatch) -> None:
     divided = []
-    divide = windows.divide
-    monkeypatch.setattr(windows, "kinds", lambda text: text.document % 7)
-    monkeypatch.setattr(windows, "divide", lambda d, c: divided.append(d) or divide(d, c))
+    divide = stretches.divide
+    monkeypatch.setattr(stretches, "kinds", lambda text: text.document % 7)
+    monkeypatch.setattr(stretches, "divide", lambda d, c: divided.append(d) or divide(d, c))
     explain(cache)
     assert set(divided[0].tolist()) == set(range(7))
 
@@ -348,7 +349,7 @@ def test_a_stretch_ends_where_document_context_or_position_breaks(tmp_path: Path
         def row_tensor(self, split: str, name: str) -> torch.Tensor:
             return torch.tensor(columns[name], dtype=torch.int32)
 
-    text = windows.read_text(Rows(), ["train"])
+    text = stretches.read_text(Rows(), ["train"])
     assert text.first.tolist() == [0, 2, 4, 6]
     assert text.size.tolist() == [2, 2, 2, 1]
     assert text.position.tolist() == [1, 3, 1, 4]
@@ -356,10 +357,10 @@ def test_a_stretch_ends_where_document_context_or_position_breaks(tmp_path: Path
 
 def test_half_of_the_documents_explain_whatever_the_seed() -> None:
     documents = np.arange(20_000)
-    first, second = (windows.explain_half(documents, seed, 0.5) for seed in (0, 1))
+    first, second = (stretches.explain_half(documents, seed, 0.5) for seed in (0, 1))
     assert abs(first.mean() - 0.5) < 0.02
     assert abs((first & second).mean() - 0.25) < 0.02, "another seed is another, independent division"
-    assert abs(windows.explain_half(documents, 0, 0.2).mean() - 0.2) < 0.02
+    assert abs(stretches.explain_half(documents, 0, 0.2).mean() - 0.2) < 0.02
 
 
 # --- firings ---------------------------------------------------------------------------------------------------
