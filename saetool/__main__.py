@@ -56,7 +56,9 @@ def _run() -> int:
     try:
         app()
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        if isinstance(end.code, str):
+            raise
+        return end.code or 0
     except SaetoolError as error:  # help and the version are printed before a verb begins
         if Debug.on:
             raise

@@ -37,8 +37,6 @@ class _Boundary(TyperGroup):
                 print(f"hint: {error.hint}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except BrokenPipeError:
-            # Python would complain again when it flushes standard output at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -224,7 +224,12 @@ def up_to_date(path: Path, plan: h.Plan, *, overwrite: bool) -> bool:
     if found.key == plan.key:
         os.utime(path)
         return True
-    raise ArtifactError(
+    raise another(path, plan, found)
+
+
+def another(path: Path, plan: h.Plan, found: h.Header) -> ArtifactError:
+    """The error where ``path`` holds what was made by another request than ``plan``."""
+    return ArtifactError(
         f"{path}: exists and is not what was asked for ({plan.difference(found)})",
         "pass --overwrite to replace it, or choose another output with -o",
     )

@@ -246,10 +246,7 @@ def _up_to_date(out: Path, plan: h.Plan, *, overwrite: bool) -> bool:
     if found.key == plan.key:
         os.utime(out)
         return True
-    raise ArtifactError(
-        f"{out}: exists and is not what was asked for ({plan.difference(found)})",
-        "pass --overwrite to replace it, or choose another output with -o",
-    )
+    raise writing.another(out, plan, found)
 
 
 def _data_up_to_date(folder: Path, plan: h.Plan, *, overwrite: bool) -> bool:

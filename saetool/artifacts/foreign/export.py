@@ -53,10 +53,7 @@ def up_to_date(folder: Path, plan: h.Plan, *, overwrite: bool) -> Exported | Non
     if overwrite:
         return None
     if header.key != plan.key:
-        raise ArtifactError(
-            f"{folder}: exists and is not what was asked for ({plan.difference(header)})",
-            "pass --overwrite to replace it, or choose another output with -o",
-        )
+        raise writing.another(folder, plan, header)
     for name, sha256 in payload["files"].items():
         file = real / name
         if not file.is_file() or h.sha256_file(file) != sha256:

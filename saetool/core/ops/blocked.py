@@ -88,52 +88,34 @@ def _sampled_cut(
     return float(cut if gather is None else gather(cut.reshape(1)).min())
 
 
-class _Blocks:
-    """The products of all rows with a block of latents at a time, and what of them may lie above a floor."""
-
-    def __init__(self, x: Tensor, encoder: Tensor, bias: Tensor, kernels: str) -> None:
-        self._x, self._encoder, self._bias, self._kernels = x, encoder, bias, kernels
-        n, d_sae = len(x), len(encoder)
-        self._left = x if kernels == "float32" else _lengthen_rows(x)
-        self._step = min(max(_block(x.device) // n, 1), d_sae)
-        self._product = self._left.new_empty(self._step, n)
-        self._lengthened = self._left.new_empty(self._step, self._left.shape[1]) if kernels != "float32" else None
-        self._mask = torch.empty(self._step, n, dtype=torch.bool, device=x.device)
-
-    def ranges(self) -> Iterator[slice]:
-        """The latents of each block."""
-        for start in range(0, len(self._encoder), self._step):
-            yield slice(start, min(start + self._step, len(self._encoder)))
-
-    def candidates(self, part: slice, floor: float) -> tuple[Tensor, Tensor]:
-        """Flat places (latent of the block, row) and float32 values of all pairs not below ``floor`` and some below."""
-        block, b, n = self._encoder[part], self._bias[part], len(self._x)
-        out, mask = self._product[: len(block)], self._mask[: len(block)]
-        if self._lengthened is not None:
-            torch.mm(_lengthen_latents(block, b, self._lengthened[: len(block)]), self._left.T, out=out)
-            at = _compact(out, floor, self._kernels, mask)
-            return at, _dots(self._x, at % n, block, at // n, self._kernels) + b[at // n]
-        # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
-        torch.mm(block, self._left.T, out=out)
-        at = _positions(torch.ge(out, (floor - b - _slack(floor, b))[:, None], out=mask).view(-1))
-        return at, out.view(-1)[at] + b[at // n]
-
-
-def _slack(floor: float | Tensor, bias: Tensor) -> Tensor:
-    """More than rounding changes a comparison by when the bias is taken off the floor."""
-    return 1e-6 * (bias.abs() + (floor.abs() if isinstance(floor, Tensor) else abs(floor)))
-
-
 def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, kernels: str) -> Pairs:
     """All pairs with p ≥ ``floor`` and p > 0, or the ``wanted`` largest of them and some more."""
-    n, blocks = len(x), _Blocks(x, encoder, bias, kernels)
+    n, d_sae = len(x), len(encoder)
+    screened = kernels != "float32"
+    left = _lengthen_rows(x) if screened else x
+    step = min(max(_block(x.device) // n, 1), d_sae)
+    product = torch.empty(step, n, dtype=left.dtype, device=x.device)
+    lengthened = left.new_empty(step, left.shape[1]) if screened else None
+    mask = torch.empty(step, n, dtype=torch.bool, device=x.device)
     found: list[Tensor] = []
     values: list[Tensor] = []
     total = 0
-    for part in blocks.ranges():
-        at, p = blocks.candidates(part, floor)
+    for start in range(0, d_sae, step):
+        block, b = encoder[start : start + step], bias[start : start + step]
+        out = product[: len(block)]
+        if lengthened is not None:
+            _lengthen_latents(block, b, lengthened[: len(block)])
+            torch.mm(lengthened[: len(block)], left.T, out=out)
+            at = _compact(out, floor, kernels, mask[: len(block)])
+            p = _dots(x, at % n, block, at // n, kernels) + b[at // n]
+        else:
+            # Adding the bias to every product costs as much as comparing it: lower the floor instead, and a little.
+            torch.mm(block, left.T, out=out)
+            level = (floor - b - 1e-6 * (abs(floor) + b.abs()))[:, None]
+            at = _positions(torch.ge(out, level, out=mask[: len(block)]).view(-1))
+            p = out.view(-1)[at] + b[at // n]
         keep = (p >= floor) & (p > 0)
-        found.append(at[keep] + part.start * n)
+        found.append(at[keep] + start * n)
         values.append(p[keep])
         total += len(values[-1])
         if total > 4 * wanted:  # the floor was far too low: forget what cannot be among the wanted
@@ -143,7 +125,7 @@ def _above(x: Tensor, encoder: Tensor, bias: Tensor, floor: float, wanted: int, 
             found, values = [at[keep]], [p[keep]]
             total = len(values[0])
     at = torch.cat(found)
-    return Pairs(at % n, at // n, torch.cat(values), n, len(encoder))
+    return Pairs(at % n, at // n, torch.cat(values), n, d_sae)
 
 
 class Above:
@@ -158,7 +140,9 @@ class Above:
     ) -> None:
         self._encoder, self._bias, self._floors, self._kernels = encoder, bias, floors.clamp_min(0), kernels
         if kernels == "float32":
-            self._right, self._levels = encoder, self._floors - bias - _slack(self._floors, bias)
+            # Adding the bias to every product costs as much as comparing it: lower the floors instead, and a little.
+            self._right = encoder
+            self._levels = self._floors - bias - 1e-6 * (self._floors + bias.abs())
         else:  # floors are taken off the biases, so that the products are compared with 0
             self._right = _lengthen_latents(encoder, bias - self._floors)
         self._left = self._product = self._right.new_empty(0)
